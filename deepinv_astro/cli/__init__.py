@@ -1,0 +1,51 @@
+"""The command line: deepinv-astro. Heavy modules are imported when a command runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from deepinv_astro.cli.demo import demo
+from deepinv_astro.cli.inspect import inspect
+from deepinv_astro.cli.reconstruct import reconstruct
+
+app = typer.Typer(
+    name="deepinv-astro",
+    help="Images of disks and planets from high-contrast sequences of one star.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo)
+app.command("inspect")(inspect)
+app.command("reconstruct")(reconstruct)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from deepinv_astro import __version__
+
+        typer.echo(f"deepinv-astro {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log what the library does, and where errors arise.")
+    ] = False,
+) -> None:
+    """Images of disks and planets from high-contrast sequences of one star."""
+    if verbose:
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("deepinv_astro").setLevel(logging.DEBUG)
+    else:
+        # What matters to the user is printed by the commands, once.
+        logging.getLogger("deepinv_astro").setLevel(logging.ERROR)

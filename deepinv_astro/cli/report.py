@@ -1,0 +1,223 @@
+"""What ``reconstruct`` writes and prints about its result."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from deepinv_astro.cli import checks
+from deepinv_astro.cli.search import Found, source_entry
+from deepinv_astro.identifiability import visibility
+from deepinv_astro.io import check_writable, write_result
+
+if TYPE_CHECKING:
+    from deepinv_astro.cli.methods import Method, Solution
+    from deepinv_astro.cli.problem import Problem
+
+NAMES = ("image.fits", "quicklook.png", "report.json")
+SCALE_HINT = "Pass --pixel-scale (such as 27.19mas) to get separations in arcseconds."
+FLUX_HINT = "Pass --star-flux or --star-flux-aperture to get contrasts."
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """
+    Make the folder of results and see that all can be written there.
+
+    :param pathlib.Path folder: where.
+    :param bool overwrite: whether existing results may be replaced.
+    :raises OSError: if a result exists already or the folder cannot be written.
+    """
+    for name in NAMES:
+        check_writable(folder / name, overwrite)
+    probe = folder / f".{'-'.join(NAMES)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        message = f"cannot write in the folder {folder}: {error.strerror}; choose another with --out"
+        raise type(error)(message) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the result."""
+    packages = ("deepinv_astro", "deepinv", "torch", "scipy", "astropy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def write_image(
+    folder: Path,
+    problem: Problem,
+    method: Method,
+    solution: Solution,
+    found: Found | None,
+    overwrite: bool,
+) -> Path:
+    """Write ``image.fits``, with the maps once they are known."""
+    sequence = problem.sequence
+    meaning = "sky" if method.deconvolves else "sky blurred by the PSF"
+    history = [*sequence.provenance, f"Reconstructed with method {method.value}: {meaning}."]
+    return write_result(
+        folder / NAMES[0],
+        solution.image,
+        uncertainty=None if found is None else found.flux_std,
+        snr=None if found is None else found.snr,
+        visibility=None if found is None else found.visibility,
+        unit=sequence.unit,
+        center=problem.sky_center,
+        pixel_scale=sequence.pixel_scale,
+        wavelengths=sequence.wavelengths,
+        target=sequence.target,
+        parameters={"method": method.value, **solution.parameters},
+        history=history,
+        overwrite=overwrite,
+    )
+
+
+def write_quicklook(
+    path: Path, problem: Problem, method: Method, solution: Solution, found: Found
+) -> None:
+    """Write the figure to an open temporary path, channels averaged."""
+    from matplotlib.figure import Figure
+
+    from deepinv_astro.plot import quicklook
+
+    sequence = problem.sequence
+    unit = str(sequence.unit)
+    turn = checks.rotation_range(sequence.angles)
+    name = f"{sequence.target} · " if sequence.target else ""
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    quicklook(
+        figure,
+        solution.image[0].mean(0).cpu().numpy(),
+        found.snr[0].mean(0).cpu().numpy(),
+        sequence.y[0, :, sequence.n_frames // 2].mean(0).cpu().numpy(),
+        center=problem.sky_center,
+        frame_center=problem.center,
+        pixel_scale=sequence.pixel_scale,
+        unit=unit,
+        sources=found.sources[0],
+        fwhm=problem.fwhm,
+        title=f"{name}{method.value} · {sequence.n_frames} frames, {turn:.1f}° of rotation",
+    )
+    figure.savefig(path, dpi=150)
+
+
+def sources_of(problem: Problem, found: Found) -> list[dict[str, Any]]:
+    """All sources, for the report."""
+    sequence = problem.sequence
+    entries = []
+    for channel, sources in enumerate(found.sources):
+        flux = None if sequence.star_flux is None else float(sequence.star_flux[channel])
+        for source in sources:
+            entry = source_entry(source, problem.sky_center, sequence.pixel_scale, flux)
+            entries.append({"channel": channel, **entry})
+    return entries
+
+
+def result_warnings(problem: Problem, solution: Solution, seen: float) -> list[str]:
+    """Sentences about doubtful input or a doubtful result."""
+    sequence = problem.sequence
+    found = [
+        *problem.warnings,
+        *checks.missing_warnings(sequence),
+        *checks.rotation_warnings(sequence, problem.fwhm),
+    ]
+    if not bool((solution.image.nan_to_num() > 0).any()):
+        found.append("The image is empty: nothing stands out of the noise.")
+    elif seen < 0.2:
+        found.append(
+            f"Only {seen:.0%} of the energy of this image is constrained: smooth, ring-like structure in it may be "
+            "the halo of the star."
+        )
+    if sequence.pixel_scale is None:
+        found.append(f"The pixel scale is unknown. {SCALE_HINT}")
+    if sequence.star_flux is None:
+        found.append(f"The star's flux is unknown. {FLUX_HINT}")
+    return found
+
+
+def report(
+    problem: Problem,
+    method: Method,
+    solution: Solution,
+    found: Found,
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+    more_warnings: list[str],
+) -> dict[str, Any]:
+    """
+    The content of ``report.json``.
+
+    :param Problem problem: what was solved.
+    :param Method method: by what.
+    :param Solution solution: image and parameters.
+    :param Found found: maps and sources.
+    :param dict settings: of the command.
+    :param dict seconds: time of each part.
+    :param list more_warnings: from other checks.
+    :return: ready for JSON.
+    """
+    sequence = problem.sequence
+    with torch.no_grad():
+        seen = float(visibility(solution.image.nan_to_num(), problem.physics)[0])
+    return {
+        "target": sequence.target,
+        "method": method.value,
+        "parameters": solution.parameters,
+        "settings": settings,
+        "image": "flux per pixel of the sky"
+        if method.deconvolves
+        else "flux per pixel of the sky blurred by the PSF, with the losses of the method",
+        "unit": str(sequence.unit),
+        "star_flux": sequence.star_flux,
+        "center": problem.center,
+        "sky_center": problem.sky_center,
+        "pixel_scale_arcsec": None
+        if sequence.pixel_scale is None
+        else float(sequence.pixel_scale.to_value("arcsec")),
+        "psf_fwhm_px": problem.fwhm,
+        "frames": sequence.n_frames,
+        "rotation_deg": checks.rotation_range(sequence.angles),
+        "true_north_deg": sequence.true_north,
+        "sources": sources_of(problem, found),
+        "visibility": checks.mode_list(sequence.angles),
+        "image_visibility": seen,
+        "unconstrained": checks.UNCONSTRAINED,
+        "warnings": [*result_warnings(problem, solution, seen), *more_warnings],
+        "provenance": sequence.provenance,
+        "device": str(sequence.y.device),
+        "seconds": seconds,
+        "versions": versions(),
+    }
+
+
+def sources_table(entries: list[dict[str, Any]]) -> Table:
+    """The sources as a small table; arcseconds and contrast where they are known."""
+    from deepinv_astro.plot import source_name
+
+    arcsec = any(e["separation_arcsec"] is not None for e in entries)
+    contrast = any(e["contrast"] is not None for e in entries)
+    table = Table(title="Point sources", box=box.SIMPLE_HEAD, title_justify="left")
+    unit = "mas" if arcsec else "px"
+    last = "contrast" if contrast else "flux"
+    table.add_column("")
+    for name in (f"separation ({unit})", "PA (°)", last, "S/N"):
+        table.add_column(name, justify="right")
+    for number, e in enumerate(entries):
+        scale = 1e3 if arcsec else 1.0
+        key = "separation_arcsec" if arcsec else "separation_px"
+        value, std = e[last], e[f"{last}_std"]
+        table.add_row(
+            source_name(number),
+            f"{scale * e[key]:.1f} ± {scale * e[key + '_std']:.1f}",
+            f"{e['position_angle_deg']:.2f} ± {e['position_angle_deg_std']:.2f}",
+            f"{value:.3g} ± {std:.1g}",
+            f"{e['snr']:.1f}",
+        )
+    return table

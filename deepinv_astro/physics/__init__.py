@@ -1,0 +1,5 @@
+"""Forward operators."""
+
+from deepinv_astro.physics.adi import ADI, TransmissionOrder
+
+__all__ = ["ADI", "TransmissionOrder"]

@@ -1,0 +1,1 @@
+"""Pure functions of tensors from which the operators are composed."""

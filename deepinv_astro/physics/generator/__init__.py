@@ -1,0 +1,10 @@
+"""Random parameters of operators: ``step(batch_size, seed)`` returns a dictionary."""
+
+from deepinv_astro.physics.generator.angles import (
+    PARANAL_LATITUDE,
+    AngleTrackGenerator,
+    parallactic_angles,
+)
+from deepinv_astro.physics.generator.gain import GainGenerator
+
+__all__ = ["PARANAL_LATITUDE", "AngleTrackGenerator", "GainGenerator", "parallactic_angles"]

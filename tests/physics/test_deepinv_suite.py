@@ -1,0 +1,131 @@
+"""deepinv's own tests of linear operators, as its wheel ships them, run against ADI.
+
+Their module is loaded from the installed package; every test that deepinv runs over its list of
+linear operators is run here over ours. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import cases
+import deepinv
+import pytest
+import torch
+
+from deepinv_astro.physics import ADI
+
+pytestmark = pytest.mark.filterwarnings("default")  # their code, their warnings
+
+_BUFFERS = {
+    "adi": ["angles", "filter", "center"],
+    "adi_shear": ["angles", "filter", "center"],
+    "adi_asym": ["angles", "filter", "center", "transmission", "gain", "smear"],
+}
+
+
+def _load() -> types.ModuleType:
+    path = Path(deepinv.__file__).parent / "tests" / "test_physics.py"
+    spec = importlib.util.spec_from_file_location("deepinv_own_test_physics", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _operator(name: str, size: tuple[int, int, int], device: torch.device | str) -> ADI:
+    channels, height, width = size
+    psf = torch.tensor([[0.0, 0.1, 0.0], [0.05, 0.6, 0.05], [0.0, 0.15, 0.05]])
+    options = {"interpolation": "shear" if name == "adi_shear" else "spline"}
+    frames = 4
+    if name == "adi_asym":
+        detector = (height - 1, width + 2)
+        extra = cases.parameters(
+            0, {"transmission": detector, "gain": (frames,), "smear": (frames,)}
+        )
+        options |= {"detector_size": detector, "smear_steps": 2, **extra}
+    return ADI(
+        size,
+        angles=torch.tensor([-10.0, 25.0, 70.0, 155.0]),
+        filter=psf,
+        center=(height / 2 - 0.7, width / 2 + 0.3),
+        sky_center=(height / 2 - 0.4, width / 2 - 0.1),
+        device=device,
+        **options,
+    )
+
+
+def find_operator(name, device, imsize=None, get_physics_param=False):
+    """Ours, with the signature of theirs: operator, image size, squared norm, dtype."""
+    size = (2, 9, 7) if imsize is None else tuple(imsize)
+    physics = _operator(name, size, device)
+    norm = torch.tensor(torch.nan)
+    if imsize is None:  # power iterations of deepinv against a dense matrix of one channel
+        one = _operator(name, (1, *size[1:]), device)
+        columns = torch.eye(size[1] * size[2], device=device).view(-1, 1, *size[1:])
+        norm = torch.linalg.matrix_norm(one.A(columns).flatten(1), 2) ** 2
+    found = (physics, size, norm, torch.float32)
+    return (*found, _BUFFERS[name]) if get_physics_param else found
+
+
+_theirs = _load()
+_theirs.find_operator = find_operator
+_theirs.OPERATORS.extend(_BUFFERS)
+
+
+def _aimed_at_ours(test: types.FunctionType) -> types.FunctionType | None:
+    """The test with its names of operators replaced, or None if it is not about linear operators."""
+    marks, ours = [], False
+    for mark in getattr(test, "pytestmark", []):
+        names = mark.args[1] if mark.name == "parametrize" and mark.args[0] == "name" else ()
+        if set(names) >= {"inpainting", "CS", "fftdeblur"}:
+            mark, ours = pytest.mark.parametrize("name", list(_BUFFERS)).mark, True
+        marks.append(mark)
+    if not ours:
+        return None
+    copy = types.FunctionType(
+        test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__
+    )
+    copy.pytestmark = marks
+    return copy
+
+
+_found = {n: _aimed_at_ours(f) for n, f in vars(_theirs).items() if n.startswith("test_")}
+_found = {name: test for name, test in _found.items() if test is not None}
+globals().update(_found)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one of their tests writes files
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def rng(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+def test_the_tests_were_found():
+    """A new deepinv may rename its tests: then this module must not pass by being empty."""
+    expected = {
+        "test_operators_adjointness",
+        "test_operators_norm",
+        "test_pseudo_inverse",
+        "test_concatenation",
+        "test_operators_differentiability",
+        "test_device_consistency",
+        "test_physics_state_dict",
+        "test_adjoint_autograd",
+        "test_clone",
+        "test_multiscale_coarse_adjointness",
+        "test_operator_cropper",
+    }
+    assert expected <= set(_found)
