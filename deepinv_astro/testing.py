@@ -286,8 +286,8 @@ def assert_gradients(
 ) -> None:
     r"""Gradients of ``A`` and ``A_adjoint`` to image and parameters equal finite differences.
 
-    In double precision, along random directions, by :func:`torch.autograd.gradcheck`. The parameters are passed as keyword
-    arguments, and the operator keeps them, without their gradients.
+    In double precision, along random directions, by :func:`torch.autograd.gradcheck`. The parameters
+    are passed as keyword arguments, and the operator keeps them, without their gradients.
 
     :param deepinv.physics.LinearPhysics physics: the operator, in double precision.
     :param torch.Tensor x: an image.
@@ -326,7 +326,9 @@ def assert_gradients(
         if zero:
             raise AssertionError(f"no gradient of {label} to {', '.join(zero)}")
         try:
-            torch.autograd.gradcheck(call, (inp, *leaves), eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=True)
+            torch.autograd.gradcheck(
+                call, (inp, *leaves), eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=True
+            )
         except GradcheckError as error:
             raise AssertionError(f"wrong gradient of {label}: {error}") from error
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
@@ -45,7 +47,7 @@ def main(
     """Images of disks and planets from high-contrast sequences of one star."""
     if verbose:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("deepinv_astro").setLevel(logging.DEBUG)
-    else:
-        # What matters to the user is printed by the commands, once.
-        logging.getLogger("deepinv_astro").setLevel(logging.ERROR)
+    package = logging.getLogger("deepinv_astro")
+    context.call_on_close(functools.partial(package.setLevel, package.level))
+    # What matters to the user is printed by the commands, once.
+    package.setLevel(logging.DEBUG if verbose else logging.ERROR)

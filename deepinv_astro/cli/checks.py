@@ -70,7 +70,9 @@ def reach(sequence: Sequence, physics: ADI, fwhm: float) -> list[Reach]:
             break
         # East of the star: any other direction sees the same on a large enough detector
         at = torch.tensor([[row, row], [column - radius, column + radius]]).to(physics.sky_center)
-        point = point_image((height, width), at[0], at[1])[:, None].expand(-1, physics.img_size[0], -1, -1)
+        point = point_image((height, width), at[0], at[1])[:, None].expand(
+            -1, physics.img_size[0], -1, -1
+        )
         seen = float(visibility(point, physics).mean())
         rows.append(Reach(radius, radius * turn, radius * turn / fwhm, seen))
     return rows
@@ -88,8 +90,8 @@ def rotation_warnings(sequence: Sequence, fwhm: float) -> list[str]:
     blind = fwhm / math.radians(turn)
     if turn < LITTLE_ROTATION:
         return [
-            f"Little rotation: {turn:.1f} degrees. Within {blind:.0f} px of the star the sky moves by less than one PSF "
-            "width, and sources there are mostly lost with the halo."
+            f"Little rotation: {turn:.1f} degrees. Within {blind:.0f} px of the star the sky moves by less than one "
+            "PSF width, and sources there are mostly lost with the halo."
         ]
     return []
 
@@ -111,8 +113,8 @@ def center_warnings(assumed: tuple[float, float], found: tuple[float, float]) ->
     if apart <= CENTER_TOLERANCE:
         return []
     return [
-        f"The halo is symmetric about row {found[0]:.2f}, column {found[1]:.2f}, {apart:.1f} px from the assumed centre "
-        f"({assumed[0]:.2f}, {assumed[1]:.2f}). Check it, or pass --center {found[0]:.2f},{found[1]:.2f}."
+        f"The halo is symmetric about row {found[0]:.2f}, column {found[1]:.2f}, {apart:.1f} px from the assumed "
+        f"centre ({assumed[0]:.2f}, {assumed[1]:.2f}). Check it, or pass --center {found[0]:.2f},{found[1]:.2f}."
     ]
 
 
@@ -121,6 +123,6 @@ def sign_warnings(test: SignTest) -> list[str]:
     if not test.suspicious:
         return []
     return [
-        f"The angles may have the wrong sign: with their signs changed a source of {test.reversed:.0f} sigma stands out, as "
-        f"given the highest peak has {test.as_given:.1f}. Check the dialect, or try --reverse-angles."
+        f"The angles may have the wrong sign: with their signs changed a source of {test.reversed:.0f} sigma stands "
+        f"out, as given the highest peak has {test.as_given:.1f}. Check the dialect, or try --reverse-angles."
     ]

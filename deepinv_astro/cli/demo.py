@@ -64,9 +64,11 @@ def demo(
         turn = checks.rotation_range(angles)
         console.print(INTRODUCTION.format(frames=len(angles), turn=turn), highlight=False)
         write_files(simulation.sequence, out, overwrite)
-        problem = prepare(SequenceFiles(*(out / name for name in DATA)).read())
+        problem = prepare(SequenceFiles(out / DATA[0], out / DATA[1], out / DATA[2]).read())
         settings = {"threshold": 5.0, "seed": seed, "files": [out / name for name in DATA]}
-        content = run(console, problem, Method.MARGINAL, out / RESULT, settings, overwrite=overwrite)
+        content = run(
+            console, problem, Method.MARGINAL, out / RESULT, settings, overwrite=overwrite
+        )
         compare(console, simulation, problem, content, out, overwrite)
         files = " ".join(str(out / name) for name in DATA)
         command = f"deepinv-astro reconstruct {files} --out {out / 'again'}"
@@ -127,7 +129,7 @@ def compare(
     from astropy.io import fits
 
     from deepinv_astro.io import atomic_path
-    from deepinv_astro.metric import blur
+    from deepinv_astro.physics.functional.psf import blur
 
     psf = problem.sequence.psf
     truth = blur(simulation.x, psf)
@@ -149,15 +151,18 @@ def best_pca(problem: Problem, truth: Tensor) -> tuple[int, Tensor]:
     from deepinv_astro.models import PCA
 
     y, physics = problem.sequence.y, problem.physics
-    images = {k: PCA(n_components=k)(y, physics).nan_to_num() for k in range(1, MOST_COMPONENTS + 1)}
+    images = {
+        k: PCA(n_components=k)(y, physics).nan_to_num() for k in range(1, MOST_COMPONENTS + 1)
+    }
     best = max(images, key=lambda k: float(nrmse_db(images[k], truth)))
     return best, images[best]
 
 
 def score(blurred: Tensor, simulation: SimulatedSequence, problem: Problem) -> Score:
     """Compare a blurred image with the truth; the planet is left out of the disk's flux."""
-    from deepinv_astro.metric import blur, flux_ratio, nrmse_db, support
+    from deepinv_astro.metric import flux_ratio, nrmse_db, support
     from deepinv_astro.optim.regions import separation
+    from deepinv_astro.physics.functional.psf import blur
 
     psf = problem.sequence.psf
     truth, disk = blur(simulation.x, psf), blur(simulation.disk, psf)
@@ -194,35 +199,41 @@ def comparison_table(
     from rich import box
     from rich.table import Table
 
+    from deepinv_astro.cli.report import plus_minus
+
     truth = simulation.planets[0]
     at = (round(truth.row), round(truth.column))
     psf = problem.sequence.psf
-    star = float(simulation.sequence.star_flux[0]) if simulation.sequence.star_flux is not None else 1.0
+    star = (
+        float(simulation.sequence.star_flux[0])
+        if simulation.sequence.star_flux is not None
+        else 1.0
+    )
     peak = float(psf.max()) if psf is not None else 1.0
     # what an observer reads off without a correction for the losses
     raw = float(classical[0, 0, at[0], at[1]]) / peak
     ours, theirs = scores
-    title = f"Truth against result (PCA: {components} components, the best by the truth)"
+    title = f"Truth against result (PCA components: {components}, the best by the truth)"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("")
     for name in ("truth", "deepinv_astro", "PCA"):
         table.add_column(name, justify="right")
 
-    def row(name: str, true: str, key: str | None, digits: str, other: str) -> None:
-        found = "not found"
-        if planet is not None and key is not None:
-            found = f"{planet[key]:{digits}} ± {planet[key + '_std']:.1g}"
+    def row(name: str, true: str, key: str, other: str = "") -> None:
+        found = "not found" if planet is None else plus_minus(planet[key], planet[f"{key}_std"])
         table.add_row(name, true, found, other)
 
-    row("planet: separation (px)", f"{truth.separation_px:.2f}", "separation_px", ".2f", "")
-    row("planet: position angle (°)", f"{truth.position_angle_deg:.1f}", "position_angle_deg", ".1f", "")
-    row("planet: flux", f"{truth.flux:.0f}", "flux", ".0f", f"{raw:.0f}")
-    row("planet: contrast", f"{truth.contrast:.2g}", "contrast", ".2g", f"{raw / star:.2g}")
+    row("planet: separation (px)", f"{truth.separation_px:.2f}", "separation_px")
+    row("planet: position angle (°)", f"{truth.position_angle_deg:.1f}", "position_angle_deg")
+    row("planet: flux", f"{truth.flux:.0f}", "flux", f"{raw:.0f}")
+    row("planet: contrast", f"{truth.contrast:.2g}", "contrast", f"{raw / star:.2g}")
     table.add_row("planet: S/N", "", "-" if planet is None else f"{planet['snr']:.1f}", "")
     ratios = [f"{s.disk_flux_ratio:.2f}" for s in scores]
     table.add_row("disk: flux ratio", "1", *ratios)
     table.add_row("image, whole (dB)", "", f"{ours.whole_db:.1f}", f"{theirs.whole_db:.1f}")
-    table.add_row("image, on the object (dB)", "", f"{ours.support_db:.1f}", f"{theirs.support_db:.1f}")
+    table.add_row(
+        "image, on the object (dB)", "", f"{ours.support_db:.1f}", f"{theirs.support_db:.1f}"
+    )
     return table
 
 
@@ -243,7 +254,11 @@ def draw(
     unit = f"{sequence.unit} / pixel"
     add_colorbar(axes[0], shown, unit, extend="max")
     norm = brightness_norm(truth[0, 0].numpy(), top=100.0)
-    names = ("Truth, blurred by the PSF", f"PCA, {components} components", "deepinv_astro, blurred")
+    names = (
+        "Truth, blurred by the PSF",
+        f"PCA, components: {components}",
+        "deepinv_astro, blurred",
+    )
     for panel, image, name in zip(axes[1:], (truth, classical, ours), names, strict=True):
         shown = show_sky(
             panel, image[0, 0].numpy(), center=problem.sky_center,

@@ -24,5 +24,7 @@ def one_clear_line() -> Iterator[None]:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
-        typer.echo("Interrupted. Files already announced are whole; nothing is half-written.", err=True)
+        typer.echo(
+            "Interrupted. Files already announced are whole; nothing is half-written.", err=True
+        )
         raise typer.Exit(INTERRUPTED) from None

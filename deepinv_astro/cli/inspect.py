@@ -10,6 +10,7 @@ import typer
 from deepinv_astro.cli.errors import one_clear_line
 from deepinv_astro.cli.options import (
     AnglesArgument,
+    AnglesUnitOption,
     BadPixelsOption,
     CenterOption,
     CubeArgument,
@@ -41,6 +42,7 @@ def inspect(
     star_flux: StarFluxOption = None,
     star_flux_aperture: StarApertureOption = None,
     dialect: DialectOption = "generic",
+    angles_unit: AnglesUnitOption = "auto",
     reverse_angles: ReverseAnglesOption = False,
     hdu: HduOption = None,
     bad_pixels: BadPixelsOption = None,
@@ -62,6 +64,7 @@ def inspect(
         files = SequenceFiles(
             cube, angles, psf, center, pixel_scale, true_north, dialect, reverse_angles, hdu,
             bad_pixels, star_flux=star_flux, star_flux_aperture=star_flux_aperture,
+            angles_unit=angles_unit,
         )  # fmt: skip
         sequence = files.read()
         facts = examine(sequence)
@@ -78,6 +81,8 @@ def examine(sequence: Sequence) -> dict[str, Any]:
     :param Sequence sequence: the data.
     :return: facts by name.
     """
+    import dataclasses
+
     from deepinv_astro.cli import checks
     from deepinv_astro.cli.problem import operator, prepare, star_center
     from deepinv_astro.cli.search import sign_test
@@ -98,11 +103,11 @@ def examine(sequence: Sequence) -> dict[str, Any]:
     if fwhm is not None and used is not None:
         warnings += checks.rotation_warnings(sequence, fwhm)
         rows = checks.reach(sequence, operator(sequence, used), fwhm)
-        import dataclasses
-
         sign = sign_test(prepare(dataclasses.replace(sequence, center=used)))
         warnings += checks.sign_warnings(sign)
-    arcsec = None if sequence.pixel_scale is None else float(sequence.pixel_scale.to_value("arcsec"))
+    arcsec = (
+        None if sequence.pixel_scale is None else float(sequence.pixel_scale.to_value("arcsec"))
+    )
     channels, height, width = sequence.img_size
     return {
         "target": sequence.target,
@@ -179,7 +184,10 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         estimate = f"row {found[0]:.2f} ± {row_std:.2f}, column {found[1]:.2f} ± {column_std:.2f}"
     return [
         ("Data", f"{size}, {unit}"),
-        ("Pixel scale", "unknown, pass --pixel-scale" if scale is None else f"{1e3 * scale:.4g} mas"),
+        (
+            "Pixel scale",
+            "unknown, pass --pixel-scale" if scale is None else f"{1e3 * scale:.4g} mas",
+        ),
         ("Rotation", f"{facts['rotation_deg']:.1f}°, from {first:.2f}° to {last:.2f}°"),
         ("PSF", psf),
         ("Star's flux", fluxes),
@@ -192,7 +200,9 @@ def _reach_table(facts: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title="What ADI can see of a point source", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title="What ADI can see of a point source", box=box.SIMPLE_HEAD, title_justify="left"
+    )
     for name in ("separation (px)", "(arcsec)", "arc (FWHM)", "fraction seen"):
         table.add_column(name, justify="right")
     for row in facts["reach"]:

@@ -56,15 +56,14 @@ def _marginal(problem: Problem, stages: Stages) -> Solution:
     from deepinv_astro.optim.marginal import Marginal
 
     model = Marginal()
-    totals = dict(zip(("white pilot", "pilot", "image"), model.iterations, strict=True))
+    totals = dict(zip(("pilot", "image"), model.iterations, strict=True))
 
     def progress(stage: str, iteration: int, cost: float) -> None:
-        stages.begin(stage, totals.get(stage, 100))(iteration)
+        stages.begin(stage, totals[stage])(iteration)
 
     result = model.reconstruct(problem.sequence.y, problem.physics, callback=progress)
     names = ("smoothness", "sparsity", "nu", "iterations")
-    parameters = {name: getattr(model, name) for name in names}
-    return Solution(result.image, {**parameters, "warm_start": result.warm[0]})
+    return Solution(result.image, {name: getattr(model, name) for name in names})
 
 
 def _patches(method: Method, problem: Problem, stages: Stages) -> Solution:

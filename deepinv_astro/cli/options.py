@@ -46,20 +46,24 @@ PixelScaleOption = Annotated[
 ]
 TrueNorthOption = Annotated[
     float,
-    typer.Option(
-        "--true-north", help="Degrees to add to all angles.", rich_help_panel=_DATA
-    ),
+    typer.Option("--true-north", help="Degrees to add to all angles.", rich_help_panel=_DATA),
 ]
 DialectOption = Annotated[
     str,
-    typer.Option(
-        "--dialect", help="generic (VIP), sphere-dc or pynpoint.", rich_help_panel=_DATA
-    ),
+    typer.Option("--dialect", help="generic (VIP), sphere-dc or pynpoint.", rich_help_panel=_DATA),
 ]
 ReverseAnglesOption = Annotated[
     bool,
     typer.Option(
         "--reverse-angles", help="Change the sign of the stored angles.", rich_help_panel=_DATA
+    ),
+]
+AnglesUnitOption = Annotated[
+    str,
+    typer.Option(
+        "--angles-unit",
+        help="deg, rad, or auto: what the file says, else degrees.",
+        rich_help_panel=_DATA,
     ),
 ]
 HduOption = Annotated[
@@ -119,6 +123,7 @@ class SequenceFiles:
     wavelength: str | None = None
     star_flux: float | None = None
     star_flux_aperture: str | None = None
+    angles_unit: str = "auto"
 
     def read(self) -> Sequence:
         """
@@ -147,6 +152,7 @@ class SequenceFiles:
             ),
             hdu=int(self.hdu) if self.hdu is not None and self.hdu.isdigit() else self.hdu,
             dialect=self._dialect(),
+            angles_unit=self.angles_unit,
         )
 
     def _dialect(self) -> Dialect:

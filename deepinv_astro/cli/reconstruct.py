@@ -12,6 +12,7 @@ from deepinv_astro.cli.errors import one_clear_line
 from deepinv_astro.cli.methods import Method
 from deepinv_astro.cli.options import (
     AnglesArgument,
+    AnglesUnitOption,
     BadPixelsOption,
     CenterOption,
     CubeArgument,
@@ -59,6 +60,7 @@ def reconstruct(
     wavelength: WavelengthOption = None,
     bad_pixels: BadPixelsOption = None,
     dialect: DialectOption = "generic",
+    angles_unit: AnglesUnitOption = "auto",
     reverse_angles: ReverseAnglesOption = False,
     hdu: HduOption = None,
     threshold: Annotated[float, typer.Option(min=1.0, help="Least S/N of a point source.")] = 5.0,
@@ -80,7 +82,7 @@ def reconstruct(
         folder = out or Path(f"{_stem(cube)}_{method.value}")
         files = SequenceFiles(
             cube, angles, psf, center, pixel_scale, true_north, dialect, reverse_angles, hdu,
-            bad_pixels, transmission, wavelength, star_flux, star_flux_aperture,
+            bad_pixels, transmission, wavelength, star_flux, star_flux_aperture, angles_unit,
         )  # fmt: skip
         check_device(device)
         problem = _read(files, device, sky_size)
@@ -135,7 +137,9 @@ def run(
         content = reporting.report(problem, method, solution, found, settings, seconds, doubts)
         reporting.write_image(folder, problem, method, solution, found, overwrite=True)
         with atomic_path(folder / reporting.NAMES[1], overwrite) as temporary:
-            reporting.write_quicklook(temporary, problem, method, solution, found)
+            reporting.write_quicklook(
+                temporary, problem, method, solution, found, content["sources"]
+            )
         write_json(folder / reporting.NAMES[2], content, overwrite)
     _print(console, content, folder, [w for w in content["warnings"] if w not in problem.warnings])
     return content
@@ -174,11 +178,17 @@ def _stem(cube: Path) -> str:
 def _print(console: Console, content: dict[str, Any], folder: Path, warnings: list[str]) -> None:
     from deepinv_astro.cli.report import NAMES, sources_table
 
-    if content["sources"]:
-        console.print(sources_table(content["sources"]))
+    least = content["settings"]["threshold"]
+    points = [e for e in content["sources"] if e["kind"] == "point"]
+    pieces = len(content["sources"]) - len(points)
+    if points:
+        console.print(sources_table(points))
     else:
-        least = content["settings"]["threshold"]
         console.print(f"No point source above {least:g} sigma.")
+    if pieces:
+        console.print(
+            f"Extended structure: {pieces} more peaks above {least:g} sigma lie along it (see report.json)."
+        )
     for warning in warnings:
         console.print(f"[bold yellow]Warning[/] {warning}", highlight=False)
     console.print(content["unconstrained"], style="dim", highlight=False)

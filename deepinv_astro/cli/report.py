@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +14,10 @@ from rich import box
 from rich.table import Table
 
 from deepinv_astro.cli import checks
-from deepinv_astro.cli.search import Found, source_entry
+from deepinv_astro.cli.search import MOST_SOURCES, Found, is_point, source_entry
 from deepinv_astro.identifiability import visibility
 from deepinv_astro.io import check_writable, write_result
+from deepinv_astro.physics.functional.psf import blur
 
 if TYPE_CHECKING:
     from deepinv_astro.cli.methods import Method, Solution
@@ -40,7 +43,9 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        message = f"cannot write in the folder {folder}: {error.strerror}; choose another with --out"
+        message = (
+            f"cannot write in the folder {folder}: {error.strerror}; choose another with --out"
+        )
         raise type(error)(message) from error
 
 
@@ -80,9 +85,14 @@ def write_image(
 
 
 def write_quicklook(
-    path: Path, problem: Problem, method: Method, solution: Solution, found: Found
+    path: Path,
+    problem: Problem,
+    method: Method,
+    solution: Solution,
+    found: Found,
+    entries: list[dict[str, Any]],
 ) -> None:
-    """Write the figure to an open temporary path, channels averaged."""
+    """Write the figure, channels averaged, the points among the sources circled."""
     from matplotlib.figure import Figure
 
     from deepinv_astro.plot import quicklook
@@ -101,26 +111,33 @@ def write_quicklook(
         frame_center=problem.center,
         pixel_scale=sequence.pixel_scale,
         unit=unit,
-        sources=found.sources[0],
+        sources=[SimpleNamespace(**e) for e in entries if e["kind"] == "point"],
         fwhm=problem.fwhm,
         title=f"{name}{method.value} · {sequence.n_frames} frames, {turn:.1f}° of rotation",
     )
     figure.savefig(path, dpi=150)
 
 
-def sources_of(problem: Problem, found: Found) -> list[dict[str, Any]]:
-    """All sources, for the report."""
+def sources_of(
+    problem: Problem, method: Method, solution: Solution, found: Found
+) -> list[dict[str, Any]]:
+    """All sources, for the report; ``kind`` tells points from pieces of a disk."""
     sequence = problem.sequence
+    image = solution.image.nan_to_num()
+    shown = blur(image, sequence.psf) if method.deconvolves else image
     entries = []
     for channel, sources in enumerate(found.sources):
         flux = None if sequence.star_flux is None else float(sequence.star_flux[channel])
         for source in sources:
+            point = is_point(source, shown[0, channel], problem.fwhm)
             entry = source_entry(source, problem.sky_center, sequence.pixel_scale, flux)
-            entries.append({"channel": channel, **entry})
+            entries.append({"channel": channel, "kind": "point" if point else "extended", **entry})
     return entries
 
 
-def result_warnings(problem: Problem, solution: Solution, seen: float) -> list[str]:
+def result_warnings(
+    problem: Problem, solution: Solution, found_sources: Found, seen: float
+) -> list[str]:
     """Sentences about doubtful input or a doubtful result."""
     sequence = problem.sequence
     found = [
@@ -134,6 +151,10 @@ def result_warnings(problem: Problem, solution: Solution, seen: float) -> list[s
         found.append(
             f"Only {seen:.0%} of the energy of this image is constrained: smooth, ring-like structure in it may be "
             "the halo of the star."
+        )
+    if any(len(sources) >= MOST_SOURCES for sources in found_sources.sources):
+        found.append(
+            f"The search stopped at {MOST_SOURCES} peaks of a channel; fainter ones may exist."
         )
     if sequence.pixel_scale is None:
         found.append(f"The pixel scale is unknown. {SCALE_HINT}")
@@ -185,11 +206,11 @@ def report(
         "frames": sequence.n_frames,
         "rotation_deg": checks.rotation_range(sequence.angles),
         "true_north_deg": sequence.true_north,
-        "sources": sources_of(problem, found),
+        "sources": sources_of(problem, method, solution, found),
         "visibility": checks.mode_list(sequence.angles),
         "image_visibility": seen,
         "unconstrained": checks.UNCONSTRAINED,
-        "warnings": [*result_warnings(problem, solution, seen), *more_warnings],
+        "warnings": [*result_warnings(problem, solution, found, seen), *more_warnings],
         "provenance": sequence.provenance,
         "device": str(sequence.y.device),
         "seconds": seconds,
@@ -197,8 +218,25 @@ def report(
     }
 
 
+def plus_minus(value: float, std: float) -> str:
+    """
+    A value with its error, both with the digits that the error deserves.
+
+    >>> plus_minus(1353.2, 48.0), plus_minus(6.154e-4, 1.6e-5), plus_minus(451.51, 0.693)
+    ('1353 ± 48', '(6.15 ± 0.16)e-4', '451.51 ± 0.69')
+    """
+    if not (std > 0 and math.isfinite(std) and math.isfinite(value)):
+        return f"{value:.4g}"
+    small = 0 < abs(value) < 1e-2
+    power = math.floor(math.log10(abs(value))) if small else 0
+    value, std = value / 10.0**power, std / 10.0**power
+    digits = max(0, 1 - math.floor(math.log10(std)))
+    text = f"{value:.{digits}f} ± {std:.{digits}f}"
+    return f"({text})e{power}" if small else text
+
+
 def sources_table(entries: list[dict[str, Any]]) -> Table:
-    """The sources as a small table; arcseconds and contrast where they are known."""
+    """Some sources as a small table; arcseconds and contrast where they are known."""
     from deepinv_astro.plot import source_name
 
     arcsec = any(e["separation_arcsec"] is not None for e in entries)
@@ -212,12 +250,11 @@ def sources_table(entries: list[dict[str, Any]]) -> Table:
     for number, e in enumerate(entries):
         scale = 1e3 if arcsec else 1.0
         key = "separation_arcsec" if arcsec else "separation_px"
-        value, std = e[last], e[f"{last}_std"]
         table.add_row(
             source_name(number),
-            f"{scale * e[key]:.1f} ± {scale * e[key + '_std']:.1f}",
-            f"{e['position_angle_deg']:.2f} ± {e['position_angle_deg_std']:.2f}",
-            f"{value:.3g} ± {std:.1g}",
+            plus_minus(scale * e[key], scale * e[f"{key}_std"]),
+            plus_minus(e["position_angle_deg"], e["position_angle_deg_std"]),
+            plus_minus(e[last], e[f"{last}_std"]),
             f"{e['snr']:.1f}",
         )
     return table

@@ -12,7 +12,6 @@ from torch import Tensor
 from deepinv_astro.optim.detection import PointSource, PointSourceSearch
 from deepinv_astro.optim.radial import radial_profile
 from deepinv_astro.optim.regions import separation
-from deepinv_astro.optim.rexpaco import single_channel
 from deepinv_astro.optim.temporal import TemporalModel
 
 if TYPE_CHECKING:
@@ -21,6 +20,12 @@ if TYPE_CHECKING:
 
 #: Peaks of the S/N map nearer to the star than this many PSF widths do not tell the angles' sign.
 SIGN_INNER = 1.5
+#: Peaks whose fitted flux is less than this many of its errors are chance, mostly where few frames look.
+CONFIRMED = 3.0
+#: The search of a channel stops at this number of sources.
+MOST_SOURCES = 10
+#: A neighbour as bright as this fraction of a source makes it a piece of an extended object.
+EXTENDED = 0.6
 
 
 class Found(NamedTuple):
@@ -32,7 +37,7 @@ class Found(NamedTuple):
     sources: tuple[tuple[PointSource, ...], ...]
 
 
-def search(problem: Problem, stages: Stages, threshold: float, most: int = 10) -> Found:
+def search(problem: Problem, stages: Stages, threshold: float, most: int = MOST_SOURCES) -> Found:
     """
     Search all channels for point sources.
 
@@ -48,16 +53,52 @@ def search(problem: Problem, stages: Stages, threshold: float, most: int = 10) -
     with torch.no_grad():
         for channel in range(channels):
             y = problem.sequence.y[:, channel : channel + 1]
-            physics = single_channel(problem.physics, 0, channel)
+            physics = problem.physics.channel(channel)
             model = TemporalModel.for_sequence(y, physics)
-            done = channel * (most + 1)
+            first = channel * (most + 1) + 1
+
+            def progress(number: int, first: int = first) -> None:
+                advance(first + number)
+
             results.append(
-                PointSourceSearch(model, threshold, most)(
-                    model.fill(y), physics, lambda number, done=done: advance(done + 1 + number)
-                )
+                PointSourceSearch(model, threshold, most)(model.fill(y), physics, progress)
             )
-    maps = (torch.cat([getattr(r, k) for r in results], 1) for k in ("snr", "flux_std", "visibility"))
-    return Found(*maps, tuple(r.sources for r in results))
+    return Found(
+        torch.cat([r.snr for r in results], 1),
+        torch.cat([r.flux_std for r in results], 1),
+        torch.cat([r.visibility for r in results], 1),
+        tuple(tuple(s for s in r.sources if s.flux >= CONFIRMED * s.flux_std) for r in results),
+    )
+
+
+def is_point(source: PointSource, image: Tensor, fwhm: float) -> bool:
+    """
+    Whether a source stands alone in the image, rather than on a disk.
+
+    A search for points cuts a disk into pieces. Around a point the image falls fast; along a disk
+    it is as bright one PSF width further.
+
+    :param PointSource source: on the sky grid.
+    :param torch.Tensor image: as the PSF shows it, ``(H, W)``.
+    :param float fwhm: of the PSF, in pixels.
+    :return: True where nothing between 1 and 1.8 widths away is :data:`EXTENDED` times as bright.
+
+    >>> source = PointSource(10.0, 12.0, 1.0, 0.1, 0.1, 0.1, 9.0)
+    >>> disk = torch.zeros(20, 25)
+    >>> disk[9:12, 2:24] = 1.0
+    >>> planet = torch.zeros(20, 25)
+    >>> planet[10, 12] = 1.0
+    >>> is_point(source, disk, 3.0), is_point(source, planet, 3.0)
+    (False, True)
+    """
+    size = (image.shape[-2], image.shape[-1])
+    distance = separation(size, (source.row, source.column)).to(image.device)
+    inside = distance <= max(1.5, fwhm / 3)
+    around = (distance > fwhm) & (distance < 1.8 * fwhm)
+    if not bool(inside.any()) or not bool(around.any()):
+        return True
+    top, beside = float(image[inside].max()), float(image[around].max())
+    return top <= 0 or beside < EXTENDED * top
 
 
 class SignTest(NamedTuple):
@@ -85,13 +126,11 @@ def sign_test(problem: Problem) -> SignTest:
     """
     with torch.no_grad():
         y = problem.sequence.y[:, :1]
-        physics = single_channel(problem.physics, 0, 0)
+        physics = problem.physics.channel(0)
         model = TemporalModel.for_sequence(y, physics)
         filled = model.fill(y)
         white = model(filled).freeze(filled)(filled)
-        scores = [
-            p.A_adjoint(white) for p in (physics, physics.variant(angles=-physics.angles))
-        ]
+        scores = [p.A_adjoint(white) for p in (physics, physics.variant(angles=-physics.angles))]
         distance = separation(physics.img_size[1:], physics.sky_center).to(y.device)
         noise = torch.minimum(
             *(radial_profile(s, distance, model.fwhm / 2, "scale") for s in scores)
@@ -116,7 +155,9 @@ def source_entry(
     :param float star_flux: in data units; ``None`` if unknown.
     :return: position, separation, position angle, flux, contrast, S/N, and their errors.
 
-    >>> found = PointSource(row=50.0, column=47.0, flux=30.0, row_std=0.1, column_std=0.3, flux_std=3.0, snr=9.0)
+    >>> found = PointSource(
+    ...     row=50.0, column=47.0, flux=30.0, row_std=0.1, column_std=0.3, flux_std=3.0, snr=9.0
+    ... )
     >>> entry = source_entry(found, (50.0, 50.0), 20 * u.mas, 3e5)
     >>> entry["separation_arcsec"], entry["position_angle_deg"], entry["contrast"]
     (0.06, 90.0, 0.0001)

@@ -31,9 +31,10 @@ def BetaPictoris(root: str | os.PathLike[str] | None = None, download: bool = Tr
     r"""VLT/NACO L' sequence of beta Pictoris and its planet b (Absil et al. 2013).
 
     61 frames of 101 x 101 pixels of 27.19 mas, behind a vortex coronagraph, with 81 degrees of
-    rotation. The star is at row 51, column 51 and is 764939.6 counts bright in an aperture of 4
-    pixels diameter, in which the PSF of the file has unit flux. Planet b is 452 mas away at a
-    position angle of 210.6 degrees with a contrast of 9.4e-4.
+    rotation. The star is at row 51, column 51 and is 764939.6 counts bright in an aperture of one
+    FWHM (4.80 pixels) diameter, as used with the PSF of these files, hence 2.55e6 in total. (That PSF
+    has unit flux in 4.0 pixels; if the figure was meant so, all contrasts are 23 % smaller.) Planet b
+    is 452 mas away at a position angle of 210.6 degrees with a contrast of 9.4e-4.
 
     The files are taken from ``root``, else from the folder named by the environment variable
     ``DEEPINV_ASTRO_DATA`` (in it or in its sub-folder ``naco_betapic``), else downloaded once from
@@ -67,7 +68,7 @@ def BetaPictoris(root: str | os.PathLike[str] | None = None, download: bool = Tr
         center=(51.0, 51.0),
         pixel_scale=27.19 * u.mas,
         true_north=-104.39,
-        star_flux_aperture=(764939.6, 4.0),
+        star_flux_aperture=(764939.6, 4.8),
         wavelengths=[3.8] * u.um,
         target="beta Pictoris",
     )

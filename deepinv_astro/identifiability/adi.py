@@ -11,8 +11,8 @@ from deepinv_astro.physics import ADI
 def mode_visibility(angles: Tensor, modes: int = 10) -> Tensor:
     r"""Fraction of the energy of each angular mode that a sequence sees.
 
-    With an unknown static halo only the change in time counts. A structure that varies as :math:`e^{im\phi}` about the
-    star keeps, after the temporal mean is removed, the fraction
+    With an unknown static halo only the change in time counts. A structure that varies as
+    :math:`e^{im\phi}` about the star keeps, after the temporal mean is removed, the fraction
 
     .. math::
 
@@ -41,7 +41,8 @@ def mode_visibility(angles: Tensor, modes: int = 10) -> Tensor:
         )
     m = torch.arange(modes, device=angles.device)
     phase = torch.deg2rad(angles)[..., None, :] * m[:, None]
-    return 1 - phase.cos().mean(-1) ** 2 - phase.sin().mean(-1) ** 2
+    seen = 1 - phase.cos().mean(-1) ** 2 - phase.sin().mean(-1) ** 2
+    return seen.clamp_min(0)  # of rounding
 
 
 def visibility(x: Tensor, physics: ADI) -> Tensor:
@@ -49,13 +50,15 @@ def visibility(x: Tensor, physics: ADI) -> Tensor:
 
     .. math::
 
-        v(x) = \frac{\|P A x\|^2}{\|A x\|^2}, \qquad P = I - \tfrac{1}{T}\mathbf{1}\mathbf{1}^\top \text{ in time.}
+        v(x) = \frac{\|P A x\|^2}{\|A x\|^2}, \qquad P = I - \tfrac{1}{T}\mathbf{1}\mathbf{1}^\top
+        \text{ in time.}
 
     0 for an image that the data do not constrain, 1 for one that is seen in full.
 
     :param torch.Tensor x: images ``(B, C, H, W)``.
     :param ADI physics: the operator.
-    :return: (:class:`torch.Tensor`) visibilities ``(B,)``; 0 for an image that leaves no trace on the detector.
+    :return: (:class:`torch.Tensor`) visibilities ``(B,)``; 0 for an image that leaves no trace on
+        the detector.
     """
     y = physics.A(x)
     total = y.square().flatten(1).sum(1)

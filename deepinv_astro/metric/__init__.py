@@ -3,7 +3,6 @@
 from deepinv_astro.metric.disk import (
     DiskNRMSE,
     FalseStructure,
-    blur,
     false_structure,
     flux_ratio,
     nrmse_db,
@@ -30,7 +29,6 @@ __all__ = [
     "SmallSampleSNR",
     "Throughput",
     "aperture_sums",
-    "blur",
     "contrast_curve",
     "false_alarm_probability",
     "false_structure",

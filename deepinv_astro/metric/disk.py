@@ -7,55 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from deepinv.loss.metric import Metric
-from scipy.fft import next_fast_len
 from torch import Tensor
 
+from deepinv_astro.physics.functional.psf import blur
+
 Position = tuple[float, float]
-
-
-def blur(x: Tensor, psf: Tensor | None) -> Tensor:
-    r"""Sky as the instrument would show it, :math:`Hx`: convolution by the PSF.
-
-    The sky is zero beyond the edge of the image.
-
-    :param torch.Tensor x: sky ``(B, C, H, W)``.
-    :param torch.Tensor psf: stamps with the star at ``(k // 2, k // 2)``: ``(k, k)``, ``(C, k,
-        k)``, or as the ``filter`` of :class:`~deepinv_astro.physics.ADI`, ``(b, c, t, k, k)``,
-        whose mean over the frames is taken. ``None`` for no blur.
-    :return: (:class:`torch.Tensor`) ``(B, C, H, W)``.
-    :raises ValueError: if the shape of ``psf`` does not fit.
-
-    |sep|
-
-    :Examples:
-
-        >>> import torch
-        >>> x = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
-        >>> x[0, 0, 1, 1] = 1.0
-        >>> psf = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.6, 0.3], [0.0, 0.0, 0.0]])
-        >>> blur(x, psf.double())[0, 0, 1].round(decimals=3).abs()
-        tensor([0.1000, 0.6000, 0.3000, 0.0000], dtype=torch.float64)
-    """
-    if psf is None:
-        return x
-    if psf.ndim not in (2, 3, 4, 5):
-        raise ValueError(
-            f"psf must be of shape (k, k), (C, k, k) or (b, c, t, k, k), got {tuple(psf.shape)}"
-        )
-    stamps = psf.mean(2) if psf.ndim == 5 else psf
-    height, width = x.shape[-2:]
-    rows, columns = stamps.shape[-2:]
-    size = (
-        next_fast_len(height + rows - 1, real=True),
-        next_fast_len(width + columns - 1, real=True),
-    )
-    stamps = stamps.to(x)
-    if stamps.ndim == 4 and len(stamps) > 1:
-        stamps = stamps.repeat(len(x) // len(stamps), 1, 1, 1)
-    spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(stamps, s=size)
-    full: Tensor = torch.fft.irfft2(spectrum, s=size)
-    top, left = rows // 2, columns // 2
-    return full[..., top : top + height, left : left + width]
 
 
 def support(truth: Tensor, level: float = 0.05) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import norm, t
 from torch import Tensor
 
-from deepinv_astro.models.resampling import SplineLookup, spline_coefficients
 from deepinv_astro.physics.functional.aperture import aperture_weights
+from deepinv_astro.physics.functional.resampling import SplineLookup, spline_coefficients
 
 Position = tuple[float, float]
 

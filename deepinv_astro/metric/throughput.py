@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepinv_astro.metric.disk import blur
 from deepinv_astro.metric.snr import aperture_sums, reference_count, snr_threshold
-from deepinv_astro.models.resampling import SplineLookup, spline_coefficients
 from deepinv_astro.physics import ADI
+from deepinv_astro.physics.functional.psf import blur
+from deepinv_astro.physics.functional.resampling import SplineLookup, spline_coefficients
 
 #: ``reconstructor(y, physics)`` estimates the blurred sky, in the unit of the frames per pixel.
 Reconstructor = Callable[[Tensor, ADI], Tensor]

@@ -96,7 +96,7 @@ def _frame_weights(products: Tensor, frame: int, references: Tensor, n_component
     inverse = torch.where(scale > floor, 1 / scale, torch.zeros_like(scale))
     share = kept @ ((kept.mT @ cross) * inverse)
     weights[frame] = 1.0
-    weights[references] -= share - share.mean() + 1.0 / len(references)
+    weights[references] -= share + 1.0 / len(references)
     return weights
 
 

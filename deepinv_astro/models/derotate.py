@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.models.combine import fill_missing
-from deepinv_astro.models.resampling import SplineLookup, spline_coefficients
 from deepinv_astro.physics import ADI
+from deepinv_astro.physics.functional.resampling import SplineLookup, spline_coefficients
 from deepinv_astro.physics.functional.rotation import sky_positions
 
 # Samples that are read at once: what fits in the cache of a core, tables included.
@@ -39,6 +39,9 @@ def derotate(frames: Tensor, physics: ADI) -> Tensor:
     for the pixels :math:`s` of the sky grid, with :math:`c_t` the star on the detector and
     :math:`s_\star` the star on the sky; cubic B-splines. A sample is missing, NaN, where it falls
     outside of the frame or has a missing pixel among its four neighbours.
+
+    The tables of the interpolation are kept until the geometry of ``physics`` changes, if they fit
+    in its ``max_bytes``; else frames are processed in chunks, with tables made anew.
 
     :param torch.Tensor frames: frames on the detector, ``(B, C, T, h, w)``, missing data NaN.
     :param ADI physics: geometry: its ``angles``, ``center`` and ``sky_center`` are used, nothing

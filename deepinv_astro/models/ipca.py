@@ -31,8 +31,8 @@ class IterativePCA(Reconstructor):
     Missing pixels (NaN) are filled with their temporal mean for the analysis and left out of the
     combination. The result is in the unit of the frames per pixel: it estimates the *blurred* sky
     :math:`Hx`, positive. Transmission and gains of ``physics`` are not corrected. Sky pixels that
-    no frame sees are NaN. The tables of both rotations are kept during the run: 50 bytes for each
-    datum in single precision.
+    no frame sees are NaN. What the coronagraph hides should be NaN in the data: the halo next to
+    the star otherwise makes the first components.
 
     :param int rank: last rank :math:`K`.
     :param int iterations: iterations at each rank.

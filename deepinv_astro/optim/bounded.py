@@ -3,7 +3,7 @@ r"""Minimisation under bounds: scipy's L-BFGS-B on tensors."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import minimize
@@ -27,6 +27,7 @@ def minimize_bounded(
     start: Tensor,
     *,
     lower: float | None = 0.0,
+    scale: Tensor | None = None,
     max_iter: int = 100,
     ftol: float = 1e-7,
     memory: int = 10,
@@ -34,17 +35,22 @@ def minimize_bounded(
 ) -> Minimum:
     r"""Minimise a smooth cost with :math:`x \ge` ``lower`` by limited-memory quasi-Newton steps.
 
-    L-BFGS-B (Byrd, Lu, Nocedal & Zhu, SIAM J. Sci. Comput. 16, 1995) as implemented in scipy. The variable is scaled so
-    that the largest first gradient component is one, which makes the path independent of the units.
+    L-BFGS-B (Byrd, Lu, Nocedal & Zhu, SIAM J. Sci. Comput. 16, 1995) as implemented in scipy. The
+    solver works on :math:`x / s`, with :math:`s` a scale for each variable (the inverse square
+    root of the curvature is the best), normalised so that its largest first gradient component is
+    one: the path does not depend on the units.
 
-    :param Callable cost_and_gradient: maps an image to its cost (a scalar) and gradient (its shape).
+    :param Callable cost_and_gradient: maps an image to its cost (a scalar) and gradient (its
+        shape).
     :param torch.Tensor start: first image, any shape.
     :param float lower: bound, or ``None`` for none.
+    :param torch.Tensor scale: positive scales :math:`s`, shape of ``start``; default 1.
     :param int max_iter: most iterations.
     :param float ftol: stop when the cost decreases by less than this fraction of its size.
     :param int memory: number of pairs kept of steps and gradient differences.
     :param Callable callback: called with the iteration's number and the cost.
-    :return: (:class:`Minimum`) the image (dtype and device of ``start``), its cost, iterations, scipy's message.
+    :return: (:class:`Minimum`) the image (dtype and device of ``start``), its cost, iterations,
+        scipy's message.
 
     |sep|
 
@@ -58,15 +64,19 @@ def minimize_bounded(
         >>> found.x.round(decimals=4)
         tensor([3., 0.], dtype=torch.float64)
     """
-    first = float(cost_and_gradient(start)[1].abs().max())
-    scale = 1.0 / first if first > 0 else 1.0
+    scale = torch.ones_like(start) if scale is None else scale.expand_as(start)
+    scale = scale.detach().double().cpu().flatten()
+    first = float((cost_and_gradient(start)[1].double().cpu().flatten() * scale).abs().max())
+    sizes = (scale / first if first > 0 else scale).numpy()
     last = {"cost": float("nan"), "iterations": 0}
 
+    def image(flat: Any) -> Tensor:
+        return torch.from_numpy(flat * sizes).to(start).view_as(start)
+
     def evaluate(flat):  # type: ignore[no-untyped-def]
-        x = torch.from_numpy(flat * scale).to(start).view_as(start)
-        cost, gradient = cost_and_gradient(x)
+        cost, gradient = cost_and_gradient(image(flat))
         last["cost"] = float(cost)
-        return last["cost"], gradient.detach().double().cpu().flatten().numpy() * scale
+        return last["cost"], gradient.detach().double().cpu().flatten().numpy() * sizes
 
     def report(_):  # type: ignore[no-untyped-def]
         last["iterations"] += 1
@@ -75,10 +85,10 @@ def minimize_bounded(
 
     result = minimize(
         evaluate,
-        start.detach().double().cpu().flatten().numpy() / scale,
+        start.detach().double().cpu().flatten().numpy() / sizes,
         jac=True,
         method="L-BFGS-B",
-        bounds=None if lower is None else [(lower / scale, None)] * start.numel(),
+        bounds=None if lower is None else [(lower / size, None) for size in sizes],
         callback=report,
         options={
             "maxiter": max_iter,
@@ -88,5 +98,4 @@ def minimize_bounded(
             "maxcor": memory,
         },
     )
-    x = torch.from_numpy(result.x * scale).to(start).view_as(start)
-    return Minimum(x, float(result.fun), int(result.nit), str(result.message))
+    return Minimum(image(result.x), float(result.fun), int(result.nit), str(result.message))

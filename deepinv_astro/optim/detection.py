@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from deepinv_astro.optim.radial import radial_profile
+from deepinv_astro.optim.radial import null_scale
 from deepinv_astro.optim.regions import separation
 from deepinv_astro.optim.temporal import FrozenMetric, TemporalModel
 from deepinv_astro.physics import ADI
@@ -34,10 +34,12 @@ class PointSource(NamedTuple):
 class Detection:
     r"""What a search for point sources gives.
 
-    :param torch.Tensor snr: signal-to-noise ratio of a point source at each pixel, ``(1, 1, H, W)``.
-    :param torch.Tensor flux_std: standard deviation of the flux of a point source at each pixel, in data units.
-    :param torch.Tensor visibility: fraction of the energy of a point source that is left when the temporal mean of each
-        pixel is removed.
+    :param torch.Tensor snr: signal-to-noise ratio of a point source at each pixel, ``(1, 1, H,
+        W)``.
+    :param torch.Tensor flux_std: standard deviation of the flux of a point source at each pixel, in
+        data units.
+    :param torch.Tensor visibility: fraction of the energy of a point source that is left when the
+        temporal mean of each pixel is removed.
     :param tuple sources: the sources above the threshold, the brightest first.
     """
 
@@ -50,29 +52,30 @@ class Detection:
 class PointSourceSearch:
     r"""Search for point sources with the speckles' covariance in time.
 
-    With the metric :math:`W` of the residual :math:`r` (:class:`deepinv_astro.optim.temporal.TemporalLikelihood`) and
-    :math:`t_p = A\delta_p` the sequence of a unit source at :math:`p`, the matched filter is
+    With the metric :math:`W` of the residual :math:`r`
+    (:class:`deepinv_astro.optim.temporal.TemporalLikelihood`) and :math:`t_p = A\delta_p` the
+    sequence of a unit source at :math:`p`, the matched filter is
 
     .. math::
 
         b_p = t_p^\top W r, \qquad a_p = t_p^\top W t_p, \qquad \hat f_p = b_p / a_p .
 
-    Its scatter is measured, not assumed: :math:`b` computed with the angles' signs flipped smears every real source and
-    keeps the speckles; :math:`\sigma_b(r)` is its robust standard deviation at each separation, and
+    Its scatter is measured, not assumed: :math:`b` computed with the angles' signs flipped smears
+    every real source and keeps the speckles; :math:`\sigma_b(r)` is its robust standard deviation
+    at each separation, and
 
     .. math::
 
         \mathrm{S/N}_p = b_p / \sigma_b, \qquad \sigma_{f} = \sigma_b / a_p .
 
-    *Detection* uses the statistics of the data as they are. *Photometry and astrometry* fit flux and position together
-    by Gauss-Newton steps whose :math:`W` is that of the residual without the source, which removes the self-subtraction.
-    Sources are taken one at a time, the most significant first, each subtracted before the next.
+    *Detection* uses the statistics of the data as they are. *Photometry and astrometry* fit flux
+    and position together by Gauss-Newton steps whose :math:`W` is that of the residual without the
+    source, which removes the self-subtraction. Sources are taken one at a time, the most
+    significant first, each subtracted before the next.
 
     :param TemporalModel model: makes the likelihood of a residual.
     :param float threshold: least S/N of a source.
     :param int max_sources: most sources.
-
-    :raises ValueError: for more than one sequence or channel at a time.
     """
 
     def __init__(
@@ -93,16 +96,18 @@ class PointSourceSearch:
         :param ADI physics: its operator.
         :param Callable callback: called with the number of sources found so far.
         :return: (:class:`Detection`)
+        :raises ValueError: for more than one sequence or channel, or missing data.
         """
         if y.shape[:2] != (1, 1):
             raise ValueError(
                 f"search one channel of one sequence at a time, got shape {tuple(y.shape)}"
             )
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError("y holds NaN: replace missing data first, by TemporalModel.fill")
         flipped = physics.variant(angles=-physics.angles)
         distance = separation(physics.img_size[1:], physics.sky_center).to(y.device)
-        metric = self.model(y).freeze(y)
-        snr, noise = self._map(metric(y), physics, flipped, distance)
-        power, visibility = _templates(metric, physics, distance)
+        snr, noise = self._map(y, physics, flipped, distance)
+        power, visibility = _templates(self.model(y).freeze(y), physics, distance)
         sources: list[PointSource] = []
         cleaned, current = y, snr
         while len(sources) < self.max_sources:
@@ -114,19 +119,18 @@ class PointSourceSearch:
                 break
             sources.append(source._replace(snr=float(current[0, 0, peak[0], peak[1]])))
             cleaned = cleaned - source.flux * model
-            current, _ = self._map(
-                self.model(cleaned).freeze(cleaned)(cleaned), physics, flipped, distance
-            )
+            current, _ = self._map(cleaned, physics, flipped, distance)
             if callback is not None:
                 callback(len(sources))
         sources.sort(key=lambda s: -s.snr)
         return Detection(snr, noise / power, visibility, tuple(sources))
 
     def _map(
-        self, white: Tensor, physics: ADI, flipped: ADI, distance: Tensor
+        self, y: Tensor, physics: ADI, flipped: ADI, distance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """S/N at each pixel, and the scatter of the matched filter."""
-        noise = radial_profile(flipped.A_adjoint(white), distance, self.model.fwhm / 2, "scale")
+        white = self.model(y).of_residual(y)[1]
+        noise = null_scale(white, flipped, distance, self.model.fwhm / 2)
         score = physics.A_adjoint(white)
         return torch.where(
             noise > 0, score / noise.clamp_min(torch.finfo(noise.dtype).tiny), 0.0
@@ -161,11 +165,13 @@ class PointSourceSearch:
         for _ in range(steps):
             basis = _derivatives(physics, row, column)
             residual = y - flux * basis[:1]
-            metric = self.model(residual).freeze(residual)
+            likelihood = self.model(residual)
+            white = likelihood.of_residual(residual)[1]  # W r, reference frames included
             # in flux, and in flux times the displacements
-            white = metric(basis)
-            normal = torch.einsum("ictyx,jctyx->ij", basis, white).double()
-            gradient = torch.einsum("ictyx,jctyx->i", white, residual).double()
+            normal = torch.einsum(
+                "ictyx,jctyx->ij", basis, likelihood.freeze(residual)(basis)
+            ).double()
+            gradient = torch.einsum("ictyx,jctyx->i", basis, white).double()
             if flux == 0:
                 flux = (gradient[0] / normal[0, 0]).to(y)
                 continue
@@ -173,16 +179,16 @@ class PointSourceSearch:
             move = (step[1:] / flux).clamp(-1.0, 1.0).to(y)
             flux = flux + step[0].to(y)
             row, column = row + move[0], column + move[1]
-        noise = radial_profile(
-            flipped.A_adjoint(metric(residual)), distance, self.model.fwhm / 2, "scale"
-        )
+        noise = null_scale(white, flipped, distance, self.model.fwhm / 2)
         near = noise[0, 0, start[0], start[1]].double()
-        inflation = near / normal[0, 0].sqrt()  # measured over formal scatter
+        # measured over formal scatter; not below 1, as the speckles are whitened by themselves
+        inflation = (near / normal[0, 0].sqrt()).clamp_min(1.0)
         std = inflation * torch.linalg.inv(normal).diagonal().sqrt()
         position_std = std[1:] / flux.abs()
-        values = (row, column, flux, position_std[0], position_std[1], std[0])
         model = physics.A(point_image(physics.img_size[1:], row, column)[None])
-        return PointSource(*(float(v) for v in values), math.nan), model
+        values = (row, column, flux, *position_std, std[0])
+        source = PointSource._make([*(float(value) for value in values), math.nan])
+        return source, model
 
 
 def _derivatives(physics: ADI, row: Tensor, column: Tensor, step: float = 0.25) -> Tensor:
@@ -196,26 +202,28 @@ def _derivatives(physics: ADI, row: Tensor, column: Tensor, step: float = 0.25) 
 def _templates(
     metric: FrozenMetric, physics: ADI, distance: Tensor, spacing: float = 3.0
 ) -> tuple[Tensor, Tensor]:
-    """``a`` and the visibility of a point source, radial profiles on the sky: the mean of two position angles."""
-    reach = float(distance.max())
-    knots = torch.arange(0.0, reach + spacing, spacing, dtype=torch.float64)
+    """``a`` and the visibility of a point source: radial profiles, each knot the mean of two pixels."""
+    knots = torch.arange(0.0, float(distance.max()) + spacing, spacing, dtype=torch.float64)
     values = []
     for radius in knots:
-        both = []
-        for angle in (0.7, 0.7 + math.pi):
-            row = physics.sky_center[:1] + float(radius) * math.sin(angle)
-            column = physics.sky_center[1:] + float(radius) * math.cos(angle)
-            t = physics.A(point_image(physics.img_size[1:], row, column)[None])
-            seen = t - t.mean(2, keepdim=True)
-            both.append(torch.stack([(t * metric(t)).sum(), seen.square().sum(), t.square().sum()]))
-        values.append(torch.stack(both).double().sum(0))
+        away = (distance - radius).abs().flatten()
+        ring = torch.nonzero(away <= away.min() + 0.5)[:, 0]
+        pair = ring[[len(ring) // 4, 3 * len(ring) // 4]]  # about opposite, never off the image
+        rows, columns = (
+            at.to(physics.sky_center)
+            for at in (pair // distance.shape[1], pair % distance.shape[1])
+        )
+        t = physics.A(point_image(physics.img_size[1:], rows, columns)[:, None])
+        seen = t - t.mean(2, keepdim=True)
+        values.append(
+            torch.stack([(t * metric(t)).sum(), seen.square().sum(), t.square().sum()]).double()
+        )
     power, seen, total = torch.stack(values, 1)
-    lost = total <= 1e-6 * total.max()  # beyond the image: nothing is known there
+    lost = total <= 1e-6 * total.max()  # never on the detector
     profile = torch.stack([power / 2, torch.where(lost, 0.0, seen / total)])
     position = (distance / spacing).clamp_max(len(knots) - 1.001)
     below = position.long()
     fraction = position - below
     on_sky = profile[:, below] * (1 - fraction) + profile[:, below + 1] * fraction
-    return on_sky[0].to(physics.sky_center)[None, None], on_sky[1].to(physics.sky_center)[
-        None, None
-    ]
+    power_map, visibility_map = on_sky.to(physics.sky_center)[:, None, None]
+    return power_map, visibility_map

@@ -45,8 +45,9 @@ def sign_flipped(residual: Tensor, generator: torch.Generator) -> Tensor:
 
         b = U \operatorname{diag}(s)\, U^\top (r - \bar r), \qquad s_k = \pm 1,
 
-    with :math:`U` the eigenvectors of the temporal covariance of each image and wavelength and :math:`\bar r` the
-    temporal mean. Over the signs, :math:`E \sum_t b_t b_t^\top = \sum_t (r_t - \bar r)(r_t - \bar r)^\top` exactly.
+    with :math:`U` the eigenvectors of the temporal covariance of each image and wavelength and
+    :math:`\bar r` the temporal mean. Over the signs,
+        :math:`E \sum_t b_t b_t^\top = \sum_t (r_t - \bar r)(r_t - \bar r)^\top` exactly.
 
     :param torch.Tensor residual: ``(B, C, T, h, w)``; where it is NaN the noise is zero.
     :param torch.Generator generator: draws the signs.
@@ -83,7 +84,8 @@ def estimate_risks(
 ) -> Tensor:
     r"""Risk in the data space, whitened by a frozen covariance (SURE with correlated noise; Eldar 2009).
 
-    With the quadratic cost :math:`J(r) = \frac12 \|r\|_P^2`, its gradient :math:`g(r) = P r`, and noise probes
+    With the quadratic cost :math:`J(r) = \frac12 \|r\|_P^2`, its gradient :math:`g(r) = P r`, and
+    noise probes
     :math:`b` of covariance :math:`\Sigma`,
 
     .. math::
@@ -94,19 +96,22 @@ def estimate_risks(
     is, up to a constant and the error of the finite difference, an unbiased estimate of
     :math:`E\|A (x_\kappa - x)\|_P^2`.
 
-    The covariance must be a FROZEN pilot, the same for all candidates and in ``reconstruct``. With a covariance that is
-    refitted on the residual of each candidate, the whitened residual has the same size whatever the image, and the risk
-    selects :math:`x = 0` or is flat.
+    The covariance must be a FROZEN pilot, the same for all candidates and in ``reconstruct``. With
+    a covariance that is refitted on the residual of each candidate, the whitened residual has the
+    same size whatever the image, and the risk selects :math:`x = 0` or is flat.
 
     :param Callable reconstruct: maps data and a strength to an image, with the covariance frozen.
     :param torch.Tensor y: ``(B, C, T, h, w)``.
     :param deepinv.physics.LinearPhysics physics: the operator :math:`A`.
-    :param Callable likelihood: maps a residual to its cost ``(B,)``, quadratic in the residual, and its gradient, e.g.
+    :param Callable likelihood: maps a residual to its cost ``(B,)``, quadratic in the residual,
+        and its gradient, e.g.
         :meth:`deepinv_astro.optim.nuisance.PatchLikelihood.of_residual`.
     :param Sequence candidates: strengths to try, positive and increasing.
-    :param Sequence probes: draws of the noise, e.g. from :func:`sign_flipped`; the same are used for all candidates.
+    :param Sequence probes: draws of the noise, e.g. from :func:`sign_flipped`; the same are used
+        for all candidates.
     :param float step: :math:`\tau`, relative to the noise.
-    :return: (:class:`torch.Tensor`) risks ``(candidates,)`` in double precision, summed over the batch.
+    :return: (:class:`torch.Tensor`) risks ``(candidates,)`` in double precision, summed over the
+        batch.
     :raises ValueError: if there is no candidate or no probe.
     """
     if not candidates or list(candidates) != sorted(candidates):

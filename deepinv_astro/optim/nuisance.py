@@ -46,9 +46,11 @@ class PatchStatistics:
 
     :param Patches patches: :math:`N` patches of :math:`K` places.
     :param torch.Tensor mean: :math:`\hat m`, ``(B, C, N, F, K)``, for the frames of each fold.
-    :param torch.Tensor precision: :math:`\hat C^{-1}`, ``(B, C, N, F, K, K)``, the identity at unused places.
+    :param torch.Tensor precision: :math:`\hat C^{-1}`, ``(B, C, N, F, K, K)``, the identity at
+        unused places.
     :param torch.Tensor shrinkage: :math:`\hat\rho`, ``(B, C, N, F)``.
-    :param torch.Tensor weights: :math:`\sigma_t^{-2}`, ``(B, C, N, T)``, of mean one over the frames.
+    :param torch.Tensor weights: :math:`\sigma_t^{-2}`, ``(B, C, N, T)``, of mean one over the
+        frames.
     :param torch.Tensor usable: places that take part, ``(B, C, N, K)``.
     :param torch.Tensor valid: data that were seen, ``(B, C, T, h, w)``.
     :param torch.Tensor folds: fold of each frame, ``(T,)``.
@@ -69,17 +71,23 @@ class PatchCovariance:
     r"""Model of the speckles: in each patch, independent frames :math:`r_t \sim \mathcal N(m, \sigma_t^2 C)`.
 
     :math:`\hat m` and :math:`\hat S` are the sample mean and covariance over time, and
-    :math:`\hat C = (1-\hat\rho)\,\hat S + \hat\rho \operatorname{diag}(\hat S)` (PACO, Flasseur+ 2018; the shrinkage is
-    :func:`deepinv_astro.optim.patch_statistics.shrinkage_factor`). Missing data (NaN) are marginalised: the estimate is
+    :math:`\hat C = (1-\hat\rho)\,\hat S + \hat\rho \operatorname{diag}(\hat S)` (PACO, Flasseur+
+        2018; the shrinkage is
+    :func:`deepinv_astro.optim.patch_statistics.shrinkage_factor`). Missing data (NaN) are
+        marginalised: the estimate is
     the one of maximum likelihood for the pixels that were seen, by expectation-maximisation.
 
-    With folds, the statistics for the frames of a fold are those of the other frames (cross-fitting).
+    With folds, the statistics for the frames of a fold are those of the other frames
+    (cross-fitting).
 
     :param Patches patches: where the patches lie.
-    :param torch.Tensor folds: fold of each frame, integers from 0, ``(T,)``; see :func:`interleaved_folds` and
+    :param torch.Tensor folds: fold of each frame, integers from 0, ``(T,)``; see
+        :func:`interleaved_folds` and
         :func:`contiguous_folds`. Default: every frame takes part in the statistics of all.
-    :param TemporalScale scale: ``"constant"`` for :math:`\sigma_t = 1`, or ``"robust"`` for the fixed point
-        :math:`\sigma_t^2 = (r_t-\hat m)^\top \hat C^{-1} (r_t-\hat m) / K`, with the mean of :math:`\sigma_t^{-2}`
+    :param TemporalScale scale: ``"constant"`` for :math:`\sigma_t = 1`, or ``"robust"`` for the
+        fixed point
+        :math:`\sigma_t^2 = (r_t-\hat m)^\top \hat C^{-1} (r_t-\hat m) / K`, with the mean of
+            :math:`\sigma_t^{-2}`
         pinned to one at each step (Flasseur+ 2020).
     :param float rho: shrinkage in [0, 1] instead of the data-driven one.
     :param int iterations: most steps of the fixed points.
@@ -118,7 +126,8 @@ class PatchCovariance:
     def estimate(self, residual: Tensor) -> PatchStatistics:
         r"""Statistics of a residual :math:`r = y - A x`.
 
-        Pixels seen in fewer than three frames, or that do not change in time, carry no information and are left out.
+        Pixels seen in fewer than three frames, or that do not change in time, carry no information
+        and are left out.
 
         :param torch.Tensor residual: ``(B, C, T, h, w)``; missing data are NaN.
         :return: (:class:`PatchStatistics`) in the precision of the residual.
@@ -215,10 +224,12 @@ class PatchLikelihood(DataFidelity):
         J(x) = \frac12 \sum_n \sum_t \sigma_{n,t}^{-2} \left\| D_n^{1/2} (r_{n,t} - m_n) \right\|^2_{\hat C_n^{-1}} ,
         \qquad r = y - A x ,
 
-    with :math:`D` the weights of overlapping patches (one for a tiling). The mean is :math:`\hat m_n` as estimated
-    (``"frozen"``: Flasseur+ 2021), or :math:`m_n = \arg\min_m J` for each :math:`x` (``"profiled"``, the default): the
-    weighted temporal mean of the residual is projected out, so that the cost does not depend on any static halo.
-    Missing data drop out of their patch in their frame: the norm is that of the marginal Gaussian of the pixels seen.
+    with :math:`D` the weights of overlapping patches (one for a tiling). The mean is
+    :math:`\hat m_n` as estimated (``"frozen"``: Flasseur+ 2021), or :math:`m_n = \arg\min_m J` for
+        each :math:`x` (``"profiled"``, the default): the
+    weighted temporal mean of the residual is projected out, so that the cost does not depend on
+    any static halo. Missing data drop out of their patch in their frame: the norm is that of the
+    marginal Gaussian of the pixels seen.
 
     :param PatchStatistics statistics: frozen statistics.
     :param TemporalMean mean: ``"profiled"`` or ``"frozen"``.
@@ -270,8 +281,10 @@ class PatchLikelihood(DataFidelity):
     def of_residual(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         r"""Cost and its gradient in the residual :math:`y - A x`.
 
-        :param torch.Tensor residual: ``(B, C, T, h, w)``; what is missing in the statistics may be NaN.
-        :return: cost ``(B,)`` in double precision and gradient ``(B, C, T, h, w)``, zero at missing data.
+        :param torch.Tensor residual: ``(B, C, T, h, w)``; what is missing in the statistics may be
+            NaN.
+        :return: cost ``(B,)`` in double precision and gradient ``(B, C, T, h, w)``, zero at
+            missing data.
         :raises ValueError: if the shape is not the one of the statistics.
         """
         if residual.shape != self.valid.shape:

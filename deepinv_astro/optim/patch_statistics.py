@@ -27,8 +27,9 @@ class Gaps(NamedTuple):
 class Fit(NamedTuple):
     r"""Statistics of patches.
 
-    ``mean`` :math:`\hat m` ``(Q, K)``; ``precision`` :math:`\hat C^{-1}` ``(Q, K, K)``, the identity at unused places;
-    ``shrinkage`` :math:`\hat\rho` ``(Q,)``; ``weights`` :math:`\sigma_t^{-2}` ``(Q, T)``; ``usable`` ``(Q, K)``.
+    ``mean`` :math:`\hat m` ``(Q, K)``; ``precision`` :math:`\hat C^{-1}` ``(Q, K, K)``, the
+    identity at unused places; ``shrinkage`` :math:`\hat\rho` ``(Q,)``; ``weights``
+    :math:`\sigma_t^{-2}` ``(Q, T)``; ``usable`` ``(Q, K)``.
     """
 
     mean: Tensor
@@ -44,7 +45,8 @@ def shrinkage_factor(covariance: Tensor, frames: int) -> Tensor:
     .. math::
 
         \hat\rho = \frac{\operatorname{tr}(\hat S^2) + \operatorname{tr}^2(\hat S) - 2 \sum_i \hat S_{ii}^2}
-        {(T+1) \left( \operatorname{tr}(\hat S^2) - \sum_i \hat S_{ii}^2 \right)}, \quad\text{clipped to } [0, 1].
+        {(T+1) \left( \operatorname{tr}(\hat S^2) - \sum_i \hat S_{ii}^2 \right)},
+        \quad\text{clipped to } [0, 1].
 
     :param torch.Tensor covariance: sample covariances :math:`\hat S`, ``(..., K, K)``.
     :param int frames: number :math:`T` of frames.
@@ -118,8 +120,10 @@ def _blocks(
 def fill_gaps(vectors: Tensor, precision: Tensor, gaps: list[Gaps], folds: Tensor) -> Tensor:
     r"""Put the conditional mean at missing places, given the pixels seen.
 
-    With it the quadratic form of the whole vector equals the one of the marginal distribution of the pixels seen,
-    :math:`r_o^\top (C_{oo})^{-1} r_o`, and :math:`C^{-1} r` is zero at the missing places: zero-mean Gaussian data are
+    With it the quadratic form of the whole vector equals the one of the marginal distribution of
+    the pixels seen,
+    :math:`r_o^\top (C_{oo})^{-1} r_o`, and :math:`C^{-1} r` is zero at the missing places:
+        zero-mean Gaussian data are
     marginalised exactly.
 
     :param torch.Tensor vectors: ``(Q, T, K)``, zero at missing places.
@@ -164,7 +168,8 @@ def summed_precision(precision: Tensor, weights: Tensor, gaps: list[Gaps], folds
 def frame_weights(squares: Tensor, seen: Tensor) -> Tensor:
     r"""Weights :math:`\sigma_t^{-2}` from the quadratic forms of the frames, their mean pinned to one.
 
-    :math:`\sigma_t^2 = q_t / K_t`, with :math:`q_t` the quadratic form of the :math:`K_t` pixels seen. Without the pin
+    :math:`\sigma_t^2 = q_t / K_t`, with :math:`q_t` the quadratic form of the :math:`K_t` pixels
+        seen. Without the pin
     the common factor of :math:`\sigma_t^2 C` drifts.
 
     :param torch.Tensor squares: :math:`q_t`, ``(Q, T)``.
@@ -208,8 +213,10 @@ def fit_patches(
     r"""Mean, shrunk covariance and scale factors by fixed point; missing pixels by expectation-maximisation.
 
     :math:`\hat m = \sum_t \sigma_t^{-2} r_t / \sum_t \sigma_t^{-2}`,
-    :math:`\hat S = \frac1T \sum_t [\sigma_t^{-2} (r_t - \hat m)(r_t - \hat m)^\top + V_t]`, with the missing part of
-    :math:`r_t` at its conditional mean and :math:`V_t` its conditional covariance. Whole data without scale factors
+    :math:`\hat S = \frac1T \sum_t [\sigma_t^{-2} (r_t - \hat m)(r_t - \hat m)^\top + V_t]`, with
+        the missing part of
+    :math:`r_t` at its conditional mean and :math:`V_t` its conditional covariance. Whole data
+        without scale factors
     need one step.
 
     :param torch.Tensor vectors: ``(Q, T, K)`` in double precision, zero where missing.

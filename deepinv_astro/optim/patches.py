@@ -12,11 +12,12 @@ from torch import Tensor
 class Patches:
     r"""Rectangular patches :math:`n` of :math:`K` pixels, which together cover the field.
 
-    Where patches overlap, pixel :math:`p` has the weight :math:`w_p = 1/\#\{n : p \in n\}` in each, so that it counts
-    exactly once. Patches at the edge are kept with fewer pixels: their other places are padding, of weight zero.
+    Where patches overlap, pixel :math:`p` has the weight :math:`w_p = 1/\#\{n : p \in n\}` in
+    each, so that it counts exactly once. Patches at the edge are kept with fewer pixels: their
+    other places are padding, of weight zero.
 
-    :param torch.Tensor index: flat index of the pixel at each place, ``(N, K)``; ``h w`` (one past the end) is
-        padding.
+    :param torch.Tensor index: flat index of the pixel at each place, ``(N, K)``; ``h w`` (one past
+        the end) is padding.
     :param torch.Tensor weight: weight :math:`w` of each place, ``(N, K)``, in double precision.
     :param tuple size: rows and columns ``(h, w)`` of the detector.
     """
@@ -40,7 +41,8 @@ class Patches:
         :param tuple size: rows and columns of the detector.
         :param tuple shape: rows and columns of a patch.
         :param tuple stride: steps between patches, at most ``shape``. Default ``shape``: a tiling.
-        :param tuple offset: rows and columns by which the first patch begins before pixel (0, 0), less than ``shape``.
+        :param tuple offset: rows and columns by which the first patch begins before pixel (0, 0),
+            less than ``shape``.
         :param torch.Tensor field: boolean ``(h, w)``, true inside the field. Default: everywhere.
         :return: (:class:`Patches`) those that have a pixel inside the field.
         :raises ValueError: if the patches cannot cover the detector or the field is empty.

@@ -16,8 +16,9 @@ from deepinv_astro.optim.patches import Patches
 class ProfiledPatchLikelihood(DataFidelity):
     r"""Gaussian likelihood of patches with mean and covariance profiled, the shrinkage frozen.
 
-    With :math:`\hat C_n(x) = W_n \odot \hat S_n(x)`, where :math:`W` is one on the diagonal and :math:`1 - \hat\rho_n`
-    elsewhere, the covariance minimises :math:`\frac T2 [\log\det C + \operatorname{tr}(C^{-1} (W \odot \hat S))]`,
+    With :math:`\hat C_n(x) = W_n \odot \hat S_n(x)`, where :math:`W` is one on the diagonal and
+    :math:`1 - \hat\rho_n` elsewhere, the covariance minimises
+        :math:`\frac T2 [\log\det C + \operatorname{tr}(C^{-1} (W \odot \hat S))]`,
     which leaves
 
     .. math::
@@ -25,8 +26,9 @@ class ProfiledPatchLikelihood(DataFidelity):
         J(x) = \frac T2 \sum_n w_n \log\det\left( W_n \odot \hat S_n(x) \right), \qquad
         \frac{\partial J}{\partial r_{n,t}} = w_n \left( W_n \odot \hat C_n^{-1} \right) (r_{n,t} - \hat m_n),
 
-    with :math:`w_n` the mean weight of the pixels of a patch (one for a tiling). This is the joint refinement of image
-    and statistics of Flasseur+ 2021.
+    up to a constant (:math:`J` is set to :math:`\frac T2 \sum_n w_n K_n` at the covariance of
+    ``statistics``, so that it does not depend on the unit of the data), with :math:`w_n` the mean
+    weight of the pixels of a patch (one for a tiling). This refines image and statistics jointly.
 
     :param PatchStatistics statistics: gives patches, shrinkage and the pixels that take part.
     :raises ValueError: if data are missing in some frames only, or there are folds.
@@ -65,6 +67,8 @@ class ProfiledPatchLikelihood(DataFidelity):
         self.register_buffer("index", statistics.patches.index)
         self.register_buffer("usable", usable)
         self.register_buffer("valid", valid)
+        log_det = torch.logdet(statistics.precision[:, :, :, 0].double())
+        self.register_buffer("offset", log_det + usable.sum(-1))
         self.register_buffer("rho", statistics.shrinkage[..., 0])
         self.register_buffer("weight", weight.sum(-1) / usable.sum(-1).clamp_min(1))
 
@@ -107,4 +111,4 @@ class ProfiledPatchLikelihood(DataFidelity):
         gradient = patches.scatter((centred @ masked).flatten(0, 1)).unflatten(
             0, residual.shape[:2]
         )
-        return 0.5 * frames * (self.weight * log_det).sum((1, 2)), gradient
+        return 0.5 * frames * (self.weight * (log_det + self.offset)).sum((1, 2)), gradient

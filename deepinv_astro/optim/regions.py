@@ -40,7 +40,8 @@ def annuli(
     :param tuple size: rows and columns of the detector.
     :param torch.Tensor, tuple center: row and column of the star.
     :param float width: width :math:`\Delta` in pixels.
-    :param int fewest: an annulus with fewer pixels joins its inner neighbour (the innermost, its outer one).
+    :param int fewest: an annulus with fewer pixels joins its inner neighbour (the innermost, its
+        outer one).
     :return: (:class:`torch.Tensor`) integer labels, shape ``size``.
 
     |sep|
@@ -51,12 +52,16 @@ def annuli(
         tensor([0, 0, 0, 1, 1, 1])
     """
     labels = (separation(size, center) / width).long()
-    for label in range(int(labels.max()), 0, -1):
-        if 0 < int((labels == label).sum()) < fewest:
-            labels[labels == label] = label - 1
-    if int((labels == 0).sum()) < fewest:
-        labels[labels == 0] = 1
-    return labels.unique(return_inverse=True)[1]
+    present = labels.unique().tolist()
+    while len(present) > 1:
+        small = [label for label in present if int((labels == label).sum()) < fewest]
+        if not small:
+            break
+        outermost = present.index(small[-1])
+        labels[labels == small[-1]] = present[max(outermost - 1, 1 - outermost)]
+        del present[outermost]
+    consecutive: Tensor = labels.unique(return_inverse=True)[1]
+    return consecutive
 
 
 def tiles(size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
@@ -85,7 +90,7 @@ Regions = Callable[[tuple[int, int], Tensor, float, int], list[Tensor]]
 def annular_regions(
     size: tuple[int, int], center: Tensor, fwhm: float, frames: int
 ) -> list[Tensor]:
-    """Annuli of 1.25 FWHM about the star: the speckles of one separation share a covariance in time."""
+    """Annuli of 1.25 FWHM about the star, whose speckles share a covariance in time."""
     return [annuli(size, center, 1.25 * fwhm, fewest=frames)]
 
 
@@ -102,9 +107,10 @@ def both_regions(size: tuple[int, int], center: Tensor, fwhm: float, frames: int
 
 @dataclass(frozen=True)
 class Partition:
-    r"""Pixels of the detector, gathered region after region in blocks of regions of nearly equal size.
+    r"""Pixels of the detector, gathered in blocks of regions of nearly equal size.
 
-    :param torch.Tensor order: flat pixel index of each place; ``n_pixels`` (one past the end) where a place is padding.
+    :param torch.Tensor order: flat pixel index of each place; ``n_pixels`` (one past the end) where
+        a place is padding.
     :param tuple blocks: for each block the number of regions and of places in each.
     :param torch.Tensor counts: number of pixels of each region, in the order of the blocks.
     """

@@ -2,7 +2,6 @@ r"""REXPACO: reconstruction of circumstellar objects under a patch covariance le
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from deepinv_astro.optim.bounded import Callback, Minimum, minimize_bounded
 from deepinv_astro.optim.hyperparameters import Selection, estimate_risks, sign_flipped
+from deepinv_astro.optim.missing import without_dead_pixels
 from deepinv_astro.optim.nuisance import (
     PatchCovariance,
     PatchLikelihood,
@@ -54,7 +54,8 @@ class Prior(NamedTuple):
         \sum_p w_p \left[ \kappa_s \left( \sqrt{|\nabla x|_p^2 + \varepsilon_p^2} - \varepsilon_p \right)
         + \kappa_1 x_p \right]
 
-    ``weight`` :math:`w` and ``epsilon`` :math:`\varepsilon` are maps ``(..., H, W)``; ``smoothness``
+    ``weight`` :math:`w` and ``epsilon`` :math:`\varepsilon` are maps ``(..., H, W)``;
+    ``smoothness``
     :math:`\kappa_s` and ``sparsity`` :math:`\kappa_1` are numbers without unit.
     """
 
@@ -84,7 +85,8 @@ class Reconstruction:
     """What :meth:`REXPACO.reconstruct` found.
 
     :param torch.Tensor image: ``(B, C, H, W)``.
-    :param tuple statistics: for each image of the batch a tuple with :class:`PatchStatistics` for each channel.
+    :param tuple statistics: for each image of the batch a tuple with :class:`PatchStatistics` for
+        each channel.
     :param tuple history: likewise, a tuple of :class:`Step` for each channel.
     """
 
@@ -102,15 +104,19 @@ class REXPACO(Reconstructor):
         + \kappa_s \sum_p w_p \left( \sqrt{|\nabla x|^2_p + \varepsilon_p^2} - \varepsilon_p \right)
         + \kappa_1 \sum_p w_p x_p , \qquad r = y - A x ,
 
-    where :math:`\hat m_n` and :math:`\hat C_n` are the temporal mean and shrunk covariance of patch :math:`n` of the
-    residual at the last image (:class:`deepinv_astro.optim.nuisance.PatchCovariance`). Image and statistics are refined
-    in turn, or the covariance follows the image within each refinement (``"joint"``:
+    where :math:`\hat m_n` and :math:`\hat C_n` are the temporal mean and shrunk covariance of
+    patch :math:`n` of the residual at the last image
+    (:class:`deepinv_astro.optim.nuisance.PatchCovariance`). Image and statistics are refined in
+    turn, or the covariance follows the image within each refinement (``"joint"``:
     :class:`deepinv_astro.optim.profiled.ProfiledPatchLikelihood`).
 
-    The strengths :math:`\kappa` have no unit: :math:`w_p` is the robust standard deviation, at the separation of pixel
-    :math:`p`, of the gradient of the likelihood seen through an operator that turns the wrong way, where no object can
-    add up; :math:`\varepsilon_p` is a fraction of the temporal standard deviation there. Hence data in other units give
-    the same image in these units. Images of a batch and wavelengths are independent.
+    The strengths :math:`\kappa` have no unit: :math:`w_p` is the robust standard deviation, at the
+    separation of pixel
+    :math:`p`, of the gradient of the likelihood seen through an operator that turns the wrong way,
+        where no object can
+    add up; :math:`\varepsilon_p` is a fraction of the temporal standard deviation there. Hence
+    data in other units give the same image in these units. Images of a batch and wavelengths are
+    independent.
 
     :param int n_refinements: number of times that the statistics are estimated.
     :param tuple patch: rows and columns of a patch; about two widths (FWHM) of the PSF.
@@ -118,9 +124,11 @@ class REXPACO(Reconstructor):
     :param float smoothness: :math:`\kappa_s`.
     :param float sparsity: :math:`\kappa_1`.
     :param float epsilon: :math:`\varepsilon` in units of the local temporal standard deviation.
-    :param Refinement refinement: ``"alternate"`` or ``"joint"``. The latter profiles the mean, needs patches of fewer
-        pixels than there are frames, and takes up more of the speckles: raise the strengths.
-    :param TemporalMean mean: ``"profiled"`` inside the cost, or ``"frozen"`` during each refinement, as published.
+    :param Refinement refinement: ``"alternate"`` or ``"joint"``. The latter profiles the mean,
+        needs patches of fewer pixels than there are frames, and takes up more of the speckles:
+        raise the strengths.
+    :param TemporalMean mean: ``"profiled"`` inside the cost, or ``"frozen"`` during each
+        refinement, as published.
     :param TemporalScale scale: ``"constant"`` or ``"robust"`` scale factors in time.
     :param int max_iter: iterations of the quasi-Newton solver in each refinement.
     :param torch.device, str device: where the buffers live.
@@ -147,13 +155,13 @@ class REXPACO(Reconstructor):
         n_refinements: int = 10,
         patch: tuple[int, int] = (9, 9),
         stride: tuple[int, int] | None = None,
-        smoothness: float = 0.1,
-        sparsity: float = 0.2,
+        smoothness: float = 0.3,
+        sparsity: float = 0.6,
         epsilon: float = 0.25,
         refinement: Refinement | str = Refinement.ALTERNATE,
         mean: TemporalMean | str = TemporalMean.PROFILED,
         scale: TemporalScale | str = TemporalScale.CONSTANT,
-        max_iter: int = 15,
+        max_iter: int = 10,
         device: torch.device | str = "cpu",
     ):
         super().__init__(device=device)
@@ -206,7 +214,7 @@ class REXPACO(Reconstructor):
         with torch.no_grad():
             for n in range(y.shape[0]):
                 found = [
-                    self._refine(y[n : n + 1, c : c + 1], single_channel(physics, n, c), count)
+                    self._refine(y[n : n + 1, c : c + 1], physics.sample(n).channel(c), count)
                     for c in range(y.shape[1])
                 ]
                 images.append(torch.cat([image for image, _, _ in found], 1))
@@ -224,22 +232,24 @@ class REXPACO(Reconstructor):
     ) -> Selection:
         r"""Choose a common factor of both strengths by the least estimated risk, with the statistics frozen.
 
-        The statistics and the units of the prior are those of a pilot, the reconstruction with the present strengths.
-        See :func:`deepinv_astro.optim.hyperparameters.estimate_risks`.
+        The statistics and the units of the prior are those of a pilot, the reconstruction with the
+        present strengths. See :func:`deepinv_astro.optim.hyperparameters.estimate_risks`.
 
         :param torch.Tensor y: ``(B, C, T, h, w)``.
         :param ADI physics: the operator.
-        :param Sequence factors: increasing factors of ``smoothness`` and ``sparsity`` to try, e.g. ``(0.5, 1, 2)``.
+        :param Sequence factors: increasing factors of ``smoothness`` and ``sparsity`` to try, e.g.
+            ``(0.5, 1, 2)``.
         :param torch.Generator generator: draws the probes.
         :param int n_probes: number of probes.
-        :return: (:class:`deepinv_astro.optim.hyperparameters.Selection`) factors, risks summed over the batch, choice.
+        :return: (:class:`deepinv_astro.optim.hyperparameters.Selection`) factors, risks summed
+            over the batch, choice.
         """
         pilot = self.reconstruct(y, physics)
         total = torch.zeros(len(factors), dtype=torch.float64)
         with torch.no_grad():
             for n, c in itertools.product(range(y.shape[0]), range(y.shape[1])):
                 one, data = (
-                    single_channel(physics, n, c),
+                    physics.sample(n).channel(c),
                     without_dead_pixels(y[n : n + 1, c : c + 1]),
                 )
                 x = pilot.image[n : n + 1, c : c + 1]
@@ -264,7 +274,9 @@ class REXPACO(Reconstructor):
                 smoothness=factor * prior.smoothness, sparsity=factor * prior.sparsity
             )
             cost = penalised(likelihood, scaled, data, physics)
-            return minimize_in_noise_units(cost, start, prior.weight, 2 * self.max_iter, ftol=1e-9).x
+            return minimize_in_noise_units(
+                cost, start, prior.weight, 2 * self.max_iter, ftol=1e-9
+            ).x
 
         return solve
 
@@ -329,7 +341,8 @@ def minimize_in_noise_units(
 ) -> Minimum:
     r"""Minimise a cost with :math:`x \ge 0` over :math:`z = w x`, in which the noise is of size one everywhere.
 
-    A quasi-Newton method in :math:`x` would first have to learn how the noise varies over the field.
+    A quasi-Newton method in :math:`x` would first have to learn how the noise varies over the
+    field.
     """
     scale = weight.clamp_min(1e-2 * float(weight.max()))
 
@@ -346,17 +359,17 @@ def noise_relative_maps(
 ) -> tuple[Tensor, Tensor]:
     r"""Maps that make strengths dimensionless: noise of the gradient, and of the data, at each sky pixel.
 
-    The gradient :math:`A_\mathrm{rev}^\top \partial J/\partial r` with reversed angles adds up no object, but has the
-    noise of the true one. Its robust radial standard deviation is :math:`w_p`, in inverse units of the image.
+    The gradient :math:`A_\mathrm{rev}^\top \partial J/\partial r` with reversed angles adds up no
+    object, but has the noise of the true one. Its robust radial standard deviation is :math:`w_p`,
+    in inverse units of the image.
 
     :param Callable cost: cost of a residual and its gradient.
     :param torch.Tensor residual: ``(B, C, T, h, w)``, NaN where missing.
     :param ADI physics: the operator; one set of parameters.
-    :return: tuple of :math:`w` and of the temporal standard deviation at the separation of each sky pixel, both
-        ``(B, C, H, W)``.
+    :return: tuple of :math:`w` and of the temporal standard deviation at the separation of each
+        sky pixel, both ``(B, C, H, W)``.
     """
-    mirrored = copy.deepcopy(physics)
-    mirrored.update_parameters(angles=-physics.angles)
+    mirrored = physics.variant(angles=-physics.angles)
     sky = separation(physics.img_size[1:], physics.sky_center).to(residual.device)
     null = mirrored.A_adjoint(cost(residual)[1]).double()
     weight = radial_profile(null, sky, PROFILE_STEP, "scale")
@@ -377,33 +390,3 @@ def _at_separation(profile: Tensor, distance: Tensor, wanted: Tensor) -> Tensor:
         len(order) - 1
     )
     return profile.flatten(-2)[..., order[place]].unflatten(-1, tuple(wanted.shape))
-
-
-def without_dead_pixels(y: Tensor) -> Tensor:
-    """The sequence with NaN at pixels that never change in time, such as zeros outside the field."""
-    low = torch.where(y.isnan(), torch.inf, y).amin(2, keepdim=True)
-    high = torch.where(y.isnan(), -torch.inf, y).amax(2, keepdim=True)
-    return torch.where(high > low, y, torch.nan)
-
-
-def single_channel(physics: ADI, image: int, channel: int) -> ADI:
-    """The operator of one image of a batch and one wavelength."""
-    given = {
-        name: getattr(physics, name)
-        for name in ("angles", "filter", "center", "transmission", "gain", "smear")
-    }
-    if physics.img_size[0] == 1 and all(
-        value is None or len(value) == 1 for value in given.values()
-    ):
-        return physics
-    one = copy.deepcopy(physics)
-    one.img_size = (1, *physics.img_size[1:])
-    for name, value in given.items():
-        if value is not None:
-            row = value[image % len(value)][None]
-            setattr(
-                one,
-                name,
-                row[:, channel : channel + 1] if name == "filter" and row.shape[1] > 1 else row,
-            )
-    return one

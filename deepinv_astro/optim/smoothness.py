@@ -11,11 +11,14 @@ def edge_preserving(
 ) -> tuple[Tensor, Tensor]:
     r"""Smoothness :math:`\sum_p w_p(\sqrt{|\nabla x|_p^2 + \varepsilon_p^2} - \varepsilon_p)` and its gradient.
 
-    :math:`\nabla` are forward differences, zero across the last row and column: hyperbolic total variation (Charbonnier+
-    1997; used by REXPACO, Flasseur+ 2021). Quadratic for differences below :math:`\varepsilon`, linear above.
+    :math:`\nabla` are forward differences, zero across the last row and column: hyperbolic total
+        variation (Charbonnier+
+    1997; used by REXPACO, Flasseur+ 2021). Quadratic for differences below :math:`\varepsilon`,
+    linear above.
 
     :param torch.Tensor x: images ``(..., H, W)``.
-    :param torch.Tensor, float epsilon: scale :math:`\varepsilon > 0` of the differences, broadcast to ``x``.
+    :param torch.Tensor, float epsilon: scale :math:`\varepsilon > 0` of the differences, broadcast
+        to ``x``.
     :param torch.Tensor, float weight: :math:`w \ge 0`, broadcast to ``x``.
     :return: tuple of the sum over all pixels (scalar) and its gradient (shape of ``x``).
 

@@ -12,7 +12,7 @@ from deepinv.optim import DataFidelity
 from deepinv.physics import Physics
 from torch import Tensor
 
-from deepinv_astro.optim.missing import exclude_blind, fill_missing
+from deepinv_astro.optim.missing import exclude_blind, fill_missing, without_dead_pixels
 from deepinv_astro.optim.radial import radial_profile
 from deepinv_astro.optim.regions import EXCLUDED, Partition, Regions, annular_regions, separation
 from deepinv_astro.physics import ADI
@@ -25,44 +25,41 @@ DEFAULT_FWHM = 3.0
 class TemporalLikelihood(DataFidelity):
     r"""Marginal likelihood of correlated speckles, one covariance in time for each region of the detector.
 
-        In region :math:`g` of :math:`K_g` pixels the residual :math:`y - A x`, its temporal mean removed (a static halo with
-        a flat prior, integrated) and divided by :math:`\sqrt d` (profile of its temporal variance), forms the matrix
-        :math:`R_g` of :math:`T` rows, whose columns share an unknown :math:`T\times T` covariance. With an inverse-Wishart
-        prior of scale :math:`\nu K_g I` and :math:`\nu K_g` degrees of freedom that covariance integrates out to
+    In region :math:`g` of :math:`K_g` pixels the residual :math:`y - A x`, its temporal mean
+    removed (a static halo with a flat prior, integrated) and divided by :math:`\sqrt d` (profile
+    of its temporal variance), forms the matrix
+    :math:`R_g` of :math:`T` rows, whose columns share an unknown :math:`T\times T` covariance.
+        With an inverse-Wishart
+    prior of scale :math:`\nu K_g I` and :math:`\nu K_g` degrees of freedom that covariance
+    integrates out to
 
-        .. math::
+    .. math::
 
-            J(x) = \sum_g \frac{K_g (1+\nu)}{2} \log\det\left(\nu K_g I_T + R_g R_g^\top\right), \qquad
-            \frac{\partial J}{\partial R_g} = K_g (1+\nu) \left(\nu K_g I_T + R_g R_g^\top\right)^{-1} R_g .
+        J(x) = \sum_g \frac{K_g (1+\nu)}{2} \log\det\left(\nu K_g I_T + R_g R_g^\top\right), \qquad
+        \frac{\partial J}{\partial R_g} = K_g (1+\nu) \left(\nu K_g I_T + R_g R_g^\top\right)^{-1} R_g .
 
-        Pixels of no region and padding take no part. Reference frames, which show speckles but no object, join as further
-        rows of :math:`R_g`. Several partitions share the data in equal parts.
+    Pixels of no region and padding take no part. Reference frames, which show speckles but no
+    object, join as further rows of :math:`R_g`. Several partitions share the data in equal parts.
 
-        :param Sequence partitions: the regions (:class:`deepinv_astro.optim.regions.Partition`), e.g. annuli, tiles, or both.
-        :param torch.Tensor variance: temporal variance :math:`d > 0`, broadcast to ``(B, C, h, w)``.
-        :param float nu: strength :math:`\nu` of the prior, relative to the data.
-        :param torch.Tensor references: frames without object ``(B, C, T', h, w)``, or ``None``.
+    :param Sequence partitions: the regions (:class:`deepinv_astro.optim.regions.Partition`), e.g.
+        annuli, tiles, or both.
+    :param torch.Tensor variance: temporal variance :math:`d > 0`, broadcast to ``(B, C, h, w)``.
+    :param float nu: strength :math:`\nu` of the prior, relative to the data.
+    :param torch.Tensor references: frames without object ``(B, C, T', h, w)``, or ``None``.
 
-        |sep|
+    |sep|
 
-        :Examples:
+    :Examples:
 
-            Without any residual, :math:`J = \tfrac{1}{2} T \sum_g K_g (1+\nu) \log(\nu K_g)`:
+        Without any residual, :math:`J = \tfrac{1}{2} T \sum_g K_g (1+\nu) \log(\nu K_g)`:
 
-            >>> import torch
-            >>> from deepinv_astro.optim.missing import exclude_blind, fill_missing
-    from deepinv_astro.optim.radial import radial_profile
-    from deepinv_astro.optim.regions import EXCLUDED, Partition, Regions, annular_regions, separation
-    from deepinv_astro.physics import ADI
-    from deepinv_astro.physics.functional.psf import half_maximum_width
-
-    #: Width of the PSF, in pixels, when the operator has none.
-    DEFAULT_FWHM = 3.0
-            >>> one = Partition.from_labels(torch.zeros(2, 3).long())
-            >>> likelihood = TemporalLikelihood([one], torch.ones(2, 3), nu=0.5)
-            >>> cost, gradient = likelihood.of_residual(torch.zeros(1, 1, 4, 2, 3))
-            >>> round(float(cost), 4), round(0.5 * 4 * 6 * 1.5 * math.log(0.5 * 6), 4)
-            (19.775, 19.775)
+        >>> import torch
+        >>> from deepinv_astro.optim.regions import Partition
+        >>> one = Partition.from_labels(torch.zeros(2, 3).long())
+        >>> likelihood = TemporalLikelihood([one], torch.ones(2, 3), nu=0.5)
+        >>> cost, gradient = likelihood.of_residual(torch.zeros(1, 1, 4, 2, 3))
+        >>> round(float(cost), 4), round(0.5 * 4 * 6 * 1.5 * math.log(0.5 * 6), 4)
+        (19.775, 19.775)
     """
 
     def __init__(
@@ -97,20 +94,16 @@ class TemporalLikelihood(DataFidelity):
     def freeze(self, residual: Tensor) -> FrozenMetric:
         r"""The metric :math:`W` of a residual, kept while the image moves.
 
-        :math:`\partial J/\partial R` is :math:`W` applied to the residual itself; applied to other sequences it whitens
+        :math:`\partial J/\partial R` is :math:`W` applied to the residual itself; applied to other
+            sequences it whitens
         them, for matched filters, convex solves, or a risk.
 
         :param torch.Tensor residual: ``(B, C, T, h, w)``.
-        :return: (:class:`FrozenMetric`) a symmetric, positive semi-definite map of sequences without references.
+        :return: (:class:`FrozenMetric`) a symmetric, positive semi-definite map of sequences
+            without references.
         """
         white = self._white(residual)
-        inverses = [
-            [
-                _inverse(rows, counts, self.nu)[1].to(rows)
-                for rows, counts in self._blocks(partition, white)
-            ]
-            for partition in self.partitions
-        ]
+        inverses = [self._inverses(part, part.gather(white))[1] for part in self.partitions]
         return FrozenMetric(self, inverses)
 
     def _white(self, residual: Tensor) -> Tensor:
@@ -126,9 +119,21 @@ class TemporalLikelihood(DataFidelity):
         scale = self.variance.rsqrt()
         return scale[:, :, None] if scale.ndim > 2 else scale
 
-    def _blocks(self, partition: Partition, white: Tensor) -> list[tuple[Tensor, Tensor]]:
-        counts = partition.counts.split([regions for regions, _ in partition.blocks])
-        return list(zip(partition.gather(white), counts, strict=True))
+    def _inverses(self, partition: Partition, blocks: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        r"""Cost of a partition, and the matrix of each region.
+
+        :return: :math:`\sum_g \tfrac{K_g(1+\nu)}{2}\log\det(\nu K_g I + R_g R_g^\top)`, ``(B C,)``
+            in double precision, and
+            :math:`K_g(1+\nu)` times the inverses, ``(B C, regions, T, T)`` for each block.
+        """
+        counts = partition.counts.double()
+        gram = torch.cat([rows @ rows.mT for rows in blocks], 1).double()
+        gram.diagonal(dim1=-2, dim2=-1).add_(self.nu * counts[:, None])
+        factor = torch.linalg.cholesky(gram)
+        weight = counts * (1 + self.nu)
+        cost = (weight[:, None] * factor.diagonal(dim1=-2, dim2=-1).log()).sum((-2, -1))
+        inverse = (weight[:, None, None] * torch.cholesky_inverse(factor)).to(blocks[0])
+        return cost, list(inverse.split([regions for regions, _ in partition.blocks], 1))
 
     def _unwhite(self, slope: Tensor, shape: torch.Size) -> Tensor:
         """Transpose of :meth:`_white`, for the frames that are not references."""
@@ -143,14 +148,12 @@ class TemporalLikelihood(DataFidelity):
         slope = torch.zeros_like(white)
         share = 1 / len(self.partitions)
         for partition in self.partitions:
-            slopes = []
-            for rows, counts in self._blocks(partition, white):
-                value, inverse = _inverse(rows, counts, self.nu)
-                cost += share * value.unflatten(0, (batch, channels)).sum((1, 2))
-                if want_gradient:
-                    slopes.append((share * inverse).to(rows) @ rows)
+            blocks = partition.gather(white)
+            value, inverses = self._inverses(partition, blocks)
+            cost += share * value.unflatten(0, (batch, channels)).sum(1)
             if want_gradient:
-                slope += partition.scatter(slopes, height * width)
+                slopes = [inverse @ rows for inverse, rows in zip(inverses, blocks, strict=True)]
+                slope += share * partition.scatter(slopes, height * width)
         return cost, self._unwhite(slope, residual.shape) if want_gradient else residual
 
 
@@ -185,7 +188,8 @@ class TemporalModel:
         r"""Model for one sequence.
 
         :param torch.Tensor y: the sequence ``(1, C, T, h, w)``; NaN where nothing was measured.
-        :param ADI physics: its operator; gives the star's position and, by its PSF, the width of the regions.
+        :param ADI physics: its operator; gives the star's position and, by its PSF, the width of
+            the regions.
         :param Callable regions: makes the maps of regions.
         :param float nu: strength of the prior on the covariance.
         :param torch.Tensor references: frames without object ``(1, C, T', h, w)``, or ``None``.
@@ -206,7 +210,7 @@ class TemporalModel:
         fwhm = DEFAULT_FWHM if physics.filter is None else half_maximum_width(physics.filter)
         center = physics.center[0].mean(0)
         frames = y.shape[2] + (0 if references is None else references.shape[2])
-        valid = torch.isfinite(y)
+        valid = torch.isfinite(without_dead_pixels(y))
         if references is not None:
             valid = torch.cat([valid, torch.isfinite(references)], 2)
         labels = tuple(
@@ -244,7 +248,10 @@ class TemporalModel:
 
 
 class FrozenMetric:
-    r"""Symmetric map :math:`W` of sequences, from the statistics of one residual. Made by ``TemporalLikelihood.freeze``."""
+    r"""Symmetric map :math:`W` of sequences, from the statistics of one residual.
+
+    Made by :meth:`TemporalLikelihood.freeze`.
+    """
 
     def __init__(self, likelihood: TemporalLikelihood, inverses: list[list[Tensor]]):
         self._likelihood, self._inverses = likelihood, inverses
@@ -268,18 +275,3 @@ class FrozenMetric:
             slope += partition.scatter(slopes, white.shape[-1])
         shape = torch.Size((count, sequence.shape[1], frames, *sequence.shape[-2:]))
         return own._unwhite(slope, shape)
-
-
-def _inverse(rows: Tensor, counts: Tensor, nu: float) -> tuple[Tensor, Tensor]:
-    r"""Weighted log-determinants :math:`\tfrac{K(1+\nu)}{2}\log\det(\nu K I + R R^\top)` and inverses, times their weights.
-
-    :param torch.Tensor rows: ``(B, regions, T, places)``.
-    :param torch.Tensor counts: pixels :math:`K` of each region.
-    :return: values ``(B, regions)`` and matrices ``(B, regions, T, T)``, in double precision.
-    """
-    weight = counts.double() * (1 + nu)
-    gram = (rows @ rows.mT).double()
-    gram.diagonal(dim1=-2, dim2=-1).add_(nu * counts.double()[:, None])
-    factor = torch.linalg.cholesky(gram)
-    value = weight * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return value, weight[:, None, None] * torch.cholesky_inverse(factor)

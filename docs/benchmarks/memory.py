@@ -82,9 +82,7 @@ def main() -> None:
         size, frames, stamp, interpolation, max_mib = options.one
         measure(int(size), int(frames), int(stamp), interpolation, int(max_mib))
         return
-    print(
-        "| size | frames | data MiB | peak MiB | imports | forward s | adjoint s | ms / frame |"
-    )
+    print("| size | frames | data MiB | peak MiB | imports | forward s | adjoint s | ms / frame |")
     print("|---|---|---|---|---|---|---|---|")
     for size in options.sizes:
         for frames in options.frames:

@@ -180,6 +180,20 @@ def test_static_aberrations_leave_the_core_of_the_star_in_its_place():
         assert (core.row, core.column) == pytest.approx((15.0, 20.0), abs=0.02)
 
 
+def test_slow_pointing_leaks_through_the_coronagraph_and_leaves_the_psf():
+    model = replace(PERFECT, pointing_rms=0.02, drift_frames=0.01, pupil=PupilShape())
+    stars = speckle_frames(
+        model, 200, (31, 31), generator=_seeded(), psf_size=31, dtype=torch.float64
+    )
+    still = speckle_frames(PERFECT, 1, (31, 31), generator=_seeded(), dtype=torch.float64)
+    # A tilt of a lambda/D has the phase variance (2 pi a)^2 / 16 over a disc, and there are two.
+    expected = 2 * (2 * math.pi * 0.02) ** 2 / 16
+    leak = float(stars.frames.sum(dim=(1, 2)).mean()) / model.star_flux
+    assert leak == pytest.approx(expected, rel=0.25)
+    assert float(still.frames.max()) < 1e-9 * model.star_flux
+    torch.testing.assert_close(stars.psf, stars.psf.T, rtol=1e-3, atol=1e-6)
+
+
 def test_halo_brightens_and_fades_with_the_seeing():
     model = replace(PERFECT, residual_rms=60.0, exposures=24, seeing_frames=0.01, pupil_size=24)
     steady, varying = (

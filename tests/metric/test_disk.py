@@ -11,7 +11,6 @@ from scipy.signal import convolve2d
 
 from deepinv_astro.metric import (
     DiskNRMSE,
-    blur,
     false_structure,
     flux_ratio,
     nrmse_db,
@@ -19,6 +18,7 @@ from deepinv_astro.metric import (
     support,
 )
 from deepinv_astro.physics import ADI
+from deepinv_astro.physics.functional.psf import blur
 
 
 def images(rng: torch.Generator, *shape: int) -> torch.Tensor:

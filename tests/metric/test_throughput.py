@@ -38,6 +38,10 @@ def test_of_known_methods(physics: ADI) -> None:
         tilted.value, torch.tensor([[32 / 44, 0.5]]).double(), atol=1e-4, rtol=0
     )
     assert tilted.separation.tolist() == [[10.0, 10.0]]
+    across = torch.linspace(0, 1, 51).double()
+    east = throughput(lambda y, p: y.mean(2) * across, y, p, [10.0], [90.0, 270.0], 7.0, 4.0)
+    expected = torch.tensor([[0.3, 0.7]]).double()  # East is towards decreasing columns
+    torch.testing.assert_close(east.value, expected, atol=1e-4, rtol=0)
 
 
 def test_of_pca_grows_outwards_and_falls_with_components(

@@ -18,7 +18,7 @@ from deepinv_astro.models import (
     temporal_median,
     turn,
 )
-from deepinv_astro.models.annular import rotation_library
+from deepinv_astro.models.annular import library_residual_weights, rotation_library
 from deepinv_astro.physics import ADI
 
 T, H, W = 9, 17, 21
@@ -186,6 +186,14 @@ def test_annular_pca_is_the_projection_written_out(rng: torch.Generator) -> None
             expected = expected - components.T @ (components @ expected)
             np.testing.assert_allclose(got, expected, atol=1e-8)
     assert left_out < 3 * T
+
+
+def test_as_many_references_as_components_are_too_few(rng: torch.Generator) -> None:
+    products = torch.eye(5, dtype=torch.float64) + 0.1
+    library = torch.ones(5, 5, dtype=torch.bool).tril(-1)  # 0, 1, 2, 3 and 4 references
+    weights = library_residual_weights(products, library, n_components=2)
+    assert weights.isnan().all(1).tolist() == [True, True, True, False, False]
+    assert torch.isfinite(weights[3:]).all()
 
 
 def test_annular_pca_leaves_out_frames_without_references(

@@ -134,3 +134,26 @@ def test_precision_is_that_of_the_frames(rng: torch.Generator) -> None:
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(B, 3, 4, 18, 23\), got \(2, 3, 5, 18, 23\)"):
         derotate(torch.zeros(2, 3, 5, 18, 23), physics())
+
+
+def test_tables_follow_the_operator(rng: torch.Generator) -> None:
+    y = smooth((1, 1, 2, 15, 17), rng)
+    angles = torch.tensor([10.0, 70.0])
+    p = ADI((1, 15, 17), angles, dtype=torch.float64)
+    first = derotate(y, p).nan_to_num()
+    assert torch.equal(derotate(y, p).nan_to_num(), first)
+    p.update(center=torch.tensor([8.0, 7.0]))
+    moved = ADI((1, 15, 17), angles, center=(8.0, 7.0), dtype=torch.float64)
+    assert torch.equal(derotate(y, p).nan_to_num(), derotate(y, moved).nan_to_num())
+    p.angles += 25.0  # in place
+    turned = ADI((1, 15, 17), angles + 25, center=(8.0, 7.0), dtype=torch.float64)
+    assert torch.equal(derotate(y, p).nan_to_num(), derotate(y, turned).nan_to_num())
+
+
+def test_without_room_for_tables_the_result_is_the_same(rng: torch.Generator) -> None:
+    y = smooth((1, 1, 2, 15, 17), rng)
+    angles = torch.tensor([10.0, 70.0])
+    roomy, tight = (
+        ADI((1, 15, 17), angles, dtype=torch.float64, max_bytes=size) for size in (1 << 30, 1 << 10)
+    )
+    assert torch.equal(derotate(y, roomy).nan_to_num(), derotate(y, tight).nan_to_num())

@@ -37,7 +37,7 @@ def _load() -> types.ModuleType:
 
 
 def _operator(name: str, size: tuple[int, int, int], device: torch.device | str) -> ADI:
-    channels, height, width = size
+    _, height, width = size
     psf = torch.tensor([[0.0, 0.1, 0.0], [0.05, 0.6, 0.05], [0.0, 0.15, 0.05]])
     options = {"interpolation": "shear" if name == "adi_shear" else "spline"}
     frames = 4

@@ -3,6 +3,8 @@ r"""Where the star is, from the symmetry of its halo."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -12,8 +14,8 @@ from torch.nn.functional import conv2d, grid_sample
 
 #: Pixels nearer to the trial centre than this say little about symmetry, and hold coronagraph's leaks.
 INNER_RADIUS = 3.0
-#: Half width, in pixels, of the coarse search about the centroid of the light.
-REACH = 5
+#: Offsets, in pixels, of the searches about the peak of the light and about what the first one finds.
+FAR, NEAR = range(-16, 17, 4), range(-4, 5)
 #: An unocculted star outshines all that is beyond this many pixels by the factor given second.
 CORE = (10.0, 10.0)
 #: Sectors of position angle that are left out, one at a time, to measure the scatter.
@@ -43,11 +45,14 @@ def estimate_center(image: Tensor) -> StarCenter:
         \hat c = \arg\min_c \sum_{u,\; 3 \le |u| \le R} \left| f(c + u) - f(c - u) \right| , \qquad
         f = (G * I)_+^{\gamma}
 
-    with :math:`I` the temporal mean of the frames and :math:`G` a Gaussian of one pixel. Diffraction and the mean halo of
-    adaptive optics are symmetric about the star whether or not a coronagraph hides it, which a fit of the core needs it
-    not to. :math:`\gamma = 1/2` tempers the few brightest speckles; where an unocculted core outshines the halo,
-    :math:`\gamma = 1` and squares in place of absolute values make the core decide. The errors come from leaving out one sector of position
-    angles at a time (jackknife).
+    with :math:`I` the temporal mean of the frames and :math:`G` a Gaussian of one pixel.
+    Diffraction and the mean halo of adaptive optics are symmetric about the star whether or not a
+    coronagraph or saturation spoils its core.
+    :math:`\gamma = 1/2` tempers the few brightest speckles; where an unocculted core outshines the
+        halo,
+    :math:`\gamma = 1` and squares in place of absolute values let the core decide. The errors come
+        from leaving out
+    one sector of position angles at a time (jackknife).
 
     :param torch.Tensor image: mean of the frames ``(H, W)``, missing data NaN.
     :return: :class:`StarCenter`. The errors do not know of asymmetries that fill the whole field.
@@ -67,15 +72,18 @@ def estimate_center(image: Tensor) -> StarCenter:
         '15.7 21.2'
     """
     if image.ndim != 2 or min(image.shape) < 16:
-        raise ValueError(f"image must be (H, W) of at least 16 x 16 pixels, got shape {tuple(image.shape)}")
+        raise ValueError(
+            f"image must be (H, W) of at least 16 x 16 pixels, got shape {tuple(image.shape)}"
+        )
     smooth = _smooth(image.detach().double().cpu())
     if not bool((smooth > 0).any()):
         raise ValueError("the image holds no positive pixel, so no star can be found in it")
     exponent, power = (1.0, 2.0) if _has_core(smooth) else (0.5, 1.0)
     stretched = smooth.clamp_min(0) ** exponent
     start = _brightest_region(smooth)
+    start = _coarse(stretched, start, *_half_plane(min(smooth.shape) / 3), power, FAR)
     rows, columns = _half_plane(_largest_radius(smooth, start))
-    start = _coarse(stretched, start, rows, columns, power)
+    start = _coarse(stretched, start, rows, columns, power, NEAR)
     best = _refine(stretched, start, rows, columns, power)
     # two opposite sectors are one in the half plane
     sector = (torch.atan2(rows, columns) * (SECTORS / math.pi)).long().clamp(0, SECTORS - 1)
@@ -85,15 +93,23 @@ def estimate_center(image: Tensor) -> StarCenter:
     return StarCenter(*best, float(scatter[0]), float(scatter[1]))
 
 
+def _gaussian_sum(images: Tensor, sigma: float) -> Tensor:
+    """Images ``(n, H, W)`` convolved with a Gaussian of unit sum, zero beyond the edge."""
+    reach = math.ceil(3 * sigma)
+    profile = torch.exp(
+        -(torch.arange(-reach, reach + 1, dtype=images.dtype) ** 2) / (2 * sigma**2)
+    )
+    profile = profile / profile.sum()
+    rows = conv2d(images[:, None], profile[None, None, :, None], padding="same")
+    return conv2d(rows, profile[None, None, None], padding="same")[:, 0]
+
+
 def _smooth(image: Tensor, sigma: float = 1.0) -> Tensor:
     """Image smoothed by a Gaussian, its missing data left out; NaN where all are missing."""
-    offsets = torch.arange(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1, dtype=image.dtype)
-    profile = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (profile[:, None] * profile)[None, None]
     valid = torch.isfinite(image)
-    parts = torch.stack([torch.where(valid, image, 0.0), valid.to(image.dtype)])[:, None]
-    total, weight = conv2d(parts, kernel, padding="same")[:, 0]
-    return torch.where(weight > 0.1 * kernel.sum(), total / weight, torch.nan)
+    parts = torch.stack([torch.where(valid, image, 0.0), valid.to(image.dtype)])
+    total, weight = _gaussian_sum(parts, sigma)
+    return torch.where(weight > 0.1, total / weight, torch.nan)
 
 
 def _has_core(smooth: Tensor) -> bool:
@@ -108,7 +124,10 @@ def _has_core(smooth: Tensor) -> bool:
 
 def _brightest_region(smooth: Tensor) -> tuple[float, float]:
     """Centre of light: the peak of the square root of the image under a wide Gaussian."""
-    wide = _smooth(smooth.clamp_min(0).sqrt(), min(smooth.shape) / 5).nan_to_num(0.0)
+    light = smooth.clamp_min(0).sqrt()
+    light = (light - light.nanmedian()).clamp_min(0).nan_to_num(0.0)
+    # not normalised at the edge, where the mean of few pixels near the star would win
+    wide = _gaussian_sum(light[None], min(smooth.shape) / 6)[0]
     row, column = divmod(int(wide.argmax()), wide.shape[1])
     return float(row), float(column)
 
@@ -116,7 +135,7 @@ def _brightest_region(smooth: Tensor) -> tuple[float, float]:
 def _largest_radius(smooth: Tensor, center: tuple[float, float]) -> float:
     height, width = smooth.shape
     row, column = center
-    radius = min(row, height - 1 - row, column, width - 1 - column) - REACH / 2
+    radius = min(row, height - 1 - row, column, width - 1 - column) - 2
     if radius < 2 * INNER_RADIUS:
         raise ValueError(
             f"the light peaks at row {row:.0f}, column {column:.0f}, at the edge of the image of {height} x {width} "
@@ -152,12 +171,19 @@ def _asymmetry(
 
 
 def _coarse(
-    image: Tensor, start: tuple[float, float], rows: Tensor, columns: Tensor, power: float
+    image: Tensor,
+    start: tuple[float, float],
+    rows: Tensor,
+    columns: Tensor,
+    power: float,
+    steps: Iterable[int],
 ) -> tuple[float, float]:
-    steps = range(-REACH, REACH + 1)
-    trials = [(start[0] + down, start[1] + across) for down in steps for across in steps]
+    trials = [(start[0] + down, start[1] + across) for down, across in product(steps, repeat=2)]
+    inside = [t for t in trials if 0 <= t[0] < image.shape[0] and 0 <= t[1] < image.shape[1]]
     some = slice(None, None, 5)  # enough for a step of a pixel
-    return min(trials, key=lambda center: _asymmetry(image, center, rows[some], columns[some], power))
+    return min(
+        inside, key=lambda center: _asymmetry(image, center, rows[some], columns[some], power)
+    )
 
 
 def _refine(

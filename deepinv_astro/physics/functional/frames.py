@@ -2,6 +2,7 @@ r"""Frames of a turning sky: the linear map behind :class:`deepinv_astro.physics
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -33,14 +34,19 @@ class Geometry:
     interpolation: Interpolation
 
     @property
+    def reach(self) -> int:
+        """How far the turned stamp reaches from the star: to its corners."""
+        return math.ceil(math.hypot(self.stamp[0] // 2, self.stamp[1] // 2))
+
+    @property
     def lower(self) -> tuple[int, int]:
-        """First row and column of the blurred sky: negative, it spills over the edge of the image."""
-        return (-(self.stamp[0] // 2), -(self.stamp[1] // 2))
+        """First row and column of the blurred sky: negative, it spills over the edge."""
+        return (-self.reach, -self.reach)
 
     @property
     def upper(self) -> tuple[int, int]:
         """Last row and column of the blurred sky."""
-        return (self.sky[0] - 1 + self.stamp[0] // 2, self.sky[1] - 1 + self.stamp[1] // 2)
+        return (self.sky[0] - 1 + self.reach, self.sky[1] - 1 + self.reach)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -140,7 +146,8 @@ def frame_otf(psf: Tensor | None, angles: Tensor, geometry: Geometry, like: Tens
     """Transfer functions of PSF and interpolation, ``(c, T or 1, rows, columns // 2 + 1)``.
 
     :param torch.Tensor psf: stamps ``(c, T or 1, k, k)``, or ``None`` for no blur.
-    :param torch.Tensor angles: derotation angles ``(T,)`` in degrees: the kernels are turned by them.
+    :param torch.Tensor angles: derotation angles ``(T,)`` in degrees: the kernels are turned by
+        them.
     :param Geometry geometry: sizes.
     :param torch.Tensor like: real tensor whose dtype and device are taken.
     """

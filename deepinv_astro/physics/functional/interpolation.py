@@ -31,8 +31,10 @@ def spline_weights(fraction: Tensor, order: int = 0) -> Tensor:
     r"""Weights of the four cubic B-spline taps, or of their derivatives.
 
     With :math:`f\in[0,1)` the distance to the sample below, the interpolated value is
-    :math:`\sum_{k=-1}^{2} \beta^{(j)}(f-k)\, c_k`, where :math:`\beta` is the cubic B-spline, :math:`j` the
-    order of derivation and :math:`c` the spline coefficients (Unser, IEEE Signal Proc. Mag. 16(6), 1999).
+    :math:`\sum_{k=-1}^{2} \beta^{(j)}(f-k)\, c_k`, where :math:`\beta` is the cubic B-spline,
+        :math:`j` the
+    order of derivation and :math:`c` the spline coefficients (Unser, IEEE Signal Proc. Mag. 16(6),
+    1999).
 
     :param torch.Tensor fraction: positions :math:`f` in samples, any shape.
     :param int order: order of derivation, 0 to 3.
@@ -58,8 +60,8 @@ def spline_prefilter_response(size: tuple[int, int], like: Tensor) -> Tensor:
 
         P(u, v) = \frac{3}{2+\cos u}\,\frac{3}{2+\cos v},
 
-    the inverse of the response of the sampled cubic B-spline :math:`(1,4,1)/6` along each axis: multiplying the
-    spectrum of an image by :math:`P` gives its (periodic) spline coefficients.
+    the inverse of the response of the sampled cubic B-spline :math:`(1,4,1)/6` along each axis:
+    multiplying the spectrum of an image by :math:`P` gives its (periodic) spline coefficients.
 
     :param tuple size: number of rows and columns of the image.
     :param torch.Tensor like: real tensor whose dtype and device are taken.
@@ -97,20 +99,38 @@ def _transposed(matrix: Tensor) -> Tensor:
     return _sparse_csr(start, indices, values, other.shape)
 
 
+class _Table:
+    """Sparse matrix that samples at fixed positions, and its transpose, made at the first product.
+
+    That happens within :class:`_Apply`, where the transforms of torch.func, to which sparse tensors
+    are unknown, have stepped aside.
+    """
+
+    def __init__(self, positions: Tensor, grid: SplineGrid):
+        self.positions, self.grid = positions, grid
+        self._matrices: tuple[Tensor, Tensor] | None = None
+
+    def product(self, vector: Tensor, transposed: bool) -> Tensor:
+        if self._matrices is None:
+            matrix = self.grid.matrix(self.positions)
+            self._matrices = (matrix, _transposed(matrix))
+        return self._matrices[transposed] @ vector
+
+
 class _Apply(torch.autograd.Function):
-    """Product with a fixed sparse matrix whose transpose is known: closed under differentiation."""
+    """Product with a fixed sparse matrix or its transpose: closed under differentiation."""
 
     @staticmethod
-    def forward(vector: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
-        return pair[0] @ vector
+    def forward(vector: Tensor, table: _Table, transposed: bool) -> Tensor:
+        return table.product(vector, transposed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.pair = inputs[1]
+        ctx.table, ctx.transposed = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Apply.apply(grad, ctx.pair[::-1]), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Apply.apply(grad, ctx.table, not ctx.transposed), None, None
 
 
 class _Sample(torch.autograd.Function):
@@ -192,7 +212,8 @@ class SplineGrid:
     Positions outside of ``[lower - 0.5, upper + 0.5]`` along an axis read zero.
 
     :param tuple size: rows and columns of the (periodic) grid.
-    :param tuple lower: smallest row and column that hold something; negative ones wrap to the end of the grid.
+    :param tuple lower: smallest row and column that hold something; negative ones wrap to the end
+        of the grid.
     :param tuple upper: largest row and column that hold something.
     :param bool shared: all frames of positions read one image, instead of one image for each.
     :param torch.dtype dtype: precision of the weights; positions keep their own.
@@ -244,32 +265,31 @@ class SplineSampler:
 
     with :math:`\beta` the cubic B-spline and :math:`(r_{t,p}, c_{t,p})` the positions.
 
-    :param torch.Tensor positions: rows and columns to read, shape ``(T, 2, H, W)``. Gradients flow to them.
+    :param torch.Tensor positions: rows and columns to read, shape ``(T, 2, H, W)``. Gradients flow
+        to them.
     :param SplineGrid grid: the grid of the coefficients.
-    :param bool keep: build the sparse matrix and its transpose once and keep them (16 entries of 8 or 12 bytes for
-        each sample, twice); otherwise they are made anew at each use, and gradients reach ``positions``.
+    :param bool keep: build the sparse matrix and its transpose once and keep them (16 entries of 8
+        or 12 bytes for each sample, twice); otherwise they are made anew at each use, and
+        gradients reach ``positions``.
     """
 
     def __init__(self, positions: Tensor, grid: SplineGrid, keep: bool):
         self.positions, self.grid = positions, grid
-        self._pair: tuple[Tensor, Tensor] | None = None
-        if keep:
-            matrix = grid.matrix(positions)
-            self._pair = (matrix, _transposed(matrix))
+        self._table = _Table(positions, grid) if keep else None
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """Sample coefficients ``(T or 1, rows, columns)`` to ``(T, H, W)``."""
         frames, _, height, width = self.positions.shape
-        if self._pair is not None:
-            samples = _Apply.apply(coefficients.flatten(), self._pair)
+        if self._table is not None:
+            samples = _Apply.apply(coefficients.flatten(), self._table, False)
         else:
             samples = _Sample.apply(coefficients.flatten(), self.positions, self.grid, (0, 0))
         return samples.view(frames, height, width)
 
     def adjoint(self, samples: Tensor) -> Tensor:
         """Transpose of :meth:`forward`."""
-        if self._pair is not None:
-            spread = _Apply.apply(samples.flatten(), self._pair[::-1])
+        if self._table is not None:
+            spread = _Apply.apply(samples.flatten(), self._table, True)
         else:
             spread = _Spread.apply(samples.flatten(), self.positions, self.grid, (0, 0))
         return spread.view(-1, *self.grid.size)

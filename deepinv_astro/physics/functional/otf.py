@@ -11,22 +11,24 @@ from torch import Tensor
 def turned_otf(psf: Tensor, angles: Tensor, size: tuple[int, int]) -> Tensor:
     r"""Transfer function of a PSF turned counter-clockwise, evaluated exactly.
 
-    A PSF :math:`h` given on a stamp is the band-limited function with the samples :math:`h_p` at the offsets :math:`p`
-    from the stamp's centre. Turned by :math:`\theta`, its transfer function is
+    A PSF :math:`h` given on a stamp is the band-limited function with the samples :math:`h_p` at
+    the offsets :math:`p` from the stamp's centre. Turned by :math:`\theta`, its transfer function
+    is
 
     .. math::
 
         \hat h_\theta(\omega) = \hat h(R_{-\theta}\,\omega) = \sum_p h_p\, e^{-i\,\omega\cdot R_\theta p},
 
-    and as :math:`\omega\cdot R_\theta p` is separable in the two frequencies, the sum over the :math:`K` pixels of the
-    stamp is one matrix product: :math:`O(K)` operations for each frequency, no interpolation.
+    and as :math:`\omega\cdot R_\theta p` is separable in the two frequencies, the sum over the
+    :math:`K` pixels of the stamp is one matrix product: :math:`O(K)` operations for each
+        frequency, no interpolation.
 
     :param torch.Tensor psf: stamps ``(..., k, k)``, star at pixel ``(k // 2, k // 2)``.
     :param torch.Tensor angles: angles :math:`\theta` in degrees, shape ``(T,)``.
     :param tuple size: rows and columns of the (periodic) image to convolve.
-    :return: (:class:`torch.Tensor`) complex, shape ``(..., T, rows, columns // 2 + 1)``, the layout of
-        ``torch.fft.rfft2``. Differentiable in the PSF and the angles. If ``psf`` has an axis of length ``T`` before
-        the stamp, give it as ``(..., T, k, k)`` to :func:`turned_otfs`.
+    :return: (:class:`torch.Tensor`) complex, shape ``(..., T, rows, columns // 2 + 1)``, the
+        layout of ``torch.fft.rfft2``. Differentiable in the PSF and the angles. If ``psf`` has an
+        axis of length ``T`` before the stamp, give it as ``(..., T, k, k)`` to :func:`turned_otfs`.
     """
     stacked = psf[..., None, :, :].expand(*psf.shape[:-2], len(angles), *psf.shape[-2:])
     return turned_otfs(stacked, angles, size)

@@ -17,16 +17,18 @@ def point_image(size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
     .. math::
 
         x(p) = k(p_r - r)\, k(p_c - c), \qquad
-        k(u) \propto \operatorname{sinc}(u)\,\cos^2\!\left(\frac{\pi u}{2 a}\right), \quad |u| < a = 8,
+        k(u) \propto \operatorname{sinc}(u)\,\cos^2\!\left(\frac{\pi u}{2 a}\right), \quad |u| < a
+        = 8,
 
-    with :math:`\sum_p x(p) = 1`: a windowed sinc. Blurred by a PSF of FWHM 3 pixels the result is that PSF at
-    :math:`(r, c)` to :math:`10^{-3}` of its peak (FWHM 2 pixels: :math:`5\times10^{-3}`). At integer positions it is one pixel. What falls off the
-    image is lost.
+    with :math:`\sum_p x(p) = 1`: a windowed sinc. Blurred by a PSF of FWHM 3 pixels the result is
+    that PSF at :math:`(r, c)` to :math:`10^{-3}` of its peak (FWHM 2 pixels:
+    :math:`5\times10^{-3}`). At integer positions it is one pixel. What falls off the image is lost.
 
     :param tuple size: rows and columns of the images.
     :param torch.Tensor rows: rows of the sources, shape ``(N,)``.
     :param torch.Tensor columns: columns of the sources, shape ``(N,)``.
-    :return: (:class:`torch.Tensor`) images ``(N, H, W)``, one for each source; differentiable in the positions.
+    :return: (:class:`torch.Tensor`) images ``(N, H, W)``, one for each source; differentiable in
+        the positions.
 
     |sep|
 
@@ -48,7 +50,7 @@ def _kernel(offset: Tensor) -> Tensor:
     window = torch.cos(offset * (math.pi / (2 * REACH))).square()
     values = torch.where(offset.abs() < REACH, torch.sinc(offset) * window, 0.0)
     # normalised over an unbounded line, so that a source off the image does not gain flux
-    fraction = offset[:, :1].detach() % 1
+    fraction = offset[:, :1] % 1
     line = torch.arange(-REACH, REACH + 1, device=offset.device).to(offset) + fraction
     full = torch.where(
         line.abs() < REACH,

@@ -16,7 +16,8 @@ def half_maximum_width(psf: Tensor, oversampling: int = 8) -> float:
 
         \mathrm{FWHM} = 2 \sqrt{\mathcal A / \pi}, \qquad \mathcal A = |\{u : h(u) \ge \tfrac12 \max h\}|,
 
-    with :math:`h` band-limited interpolated (Fourier), so that a core of a few pixels is measured well.
+    with :math:`h` band-limited interpolated (Fourier), so that a core of a few pixels is measured
+    well.
 
     :param torch.Tensor psf: stamp ``(k, l)`` or several ``(..., k, l)``, which are averaged.
     :param int oversampling: samples per pixel and axis of the interpolated PSF.

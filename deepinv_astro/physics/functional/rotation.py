@@ -1,7 +1,8 @@
 r"""Rotation of images about the star: accurate, differentiable, with exact transposes.
 
-Two ways to interpolate, named by :class:`Interpolation`: cubic B-splines (the fast default) and three shears in
-Fourier space (the reference). Both resample a *band-limited* image: blur first, then rotate.
+Two ways to interpolate, named by :class:`Interpolation`: cubic B-splines (the fast default) and
+three shears in Fourier space (the reference). Both resample a *band-limited* image: blur first,
+then rotate.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Interpolation(str, Enum):
 class Sampler(Protocol):
     """Linear map from images on the sky grid to frames on the detector, and its transpose."""
 
-    def forward(self, coefficients: Tensor) -> Tensor: ...
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """Frames of images."""
 
-    def adjoint(self, samples: Tensor) -> Tensor: ...
+    def adjoint(self, samples: Tensor) -> Tensor:
+        """Transpose of :meth:`forward`."""
 
 
 def sky_positions(
@@ -43,8 +46,8 @@ def sky_positions(
 ) -> Tensor:
     r"""Where the pixels of the detector lie on the sky grid.
 
-    Frame :math:`t` shows the sky turned by :math:`-\theta_t`, so the detector pixel at :math:`(d_r, d_c)` from the
-    star looks at
+    Frame :math:`t` shows the sky turned by :math:`-\theta_t`, so the detector pixel at
+    :math:`(d_r, d_c)` from the star looks at
 
     .. math::
 
@@ -52,8 +55,10 @@ def sky_positions(
         c = c_\star - \sin\theta_t\, d_r + \cos\theta_t\, d_c .
 
     :param torch.Tensor angles: derotation angles :math:`\theta_t` in degrees, shape ``(T,)``.
-    :param torch.Tensor center: row and column of the star on the detector, shape ``(T, 2)`` or ``(1, 2)``.
-    :param torch.Tensor sky_center: row and column :math:`(r_\star, c_\star)` of the star on the sky grid, ``(2,)``.
+    :param torch.Tensor center: row and column of the star on the detector, shape ``(T, 2)`` or
+        ``(1, 2)``.
+    :param torch.Tensor sky_center: row and column :math:`(r_\star, c_\star)` of the star on the
+        sky grid, ``(2,)``.
     :param tuple size: rows and columns of the detector.
     :return: (:class:`torch.Tensor`) rows and columns, shape ``(T, 2, H, W)``, in double precision.
 
@@ -61,7 +66,8 @@ def sky_positions(
 
     :Examples:
 
-        With a derotation angle of 90 degrees, the pixel above the star shows what is on its left on the sky:
+        With a derotation angle of 90 degrees, the pixel above the star shows what is on its left
+        on the sky:
 
         >>> import torch
         >>> star = torch.tensor([[2.0, 1.0]])
@@ -84,19 +90,20 @@ class ShearSampler:
 
     .. math::
 
-        R(\phi) = S_r\!\left(-\tan\tfrac{\phi}{2}\right) S_c(\sin\phi)\, S_r\!\left(-\tan\tfrac{\phi}{2}\right),
-        \qquad |\phi| \le 45^\circ,
+        R(\phi) = S_r\!\left(-\tan\tfrac{\phi}{2}\right) S_c(\sin\phi)\,
+        S_r\!\left(-\tan\tfrac{\phi}{2}\right), \qquad |\phi| \le 45^\circ,
 
-    after exact turns by multiples of 90 degrees. Every factor is orthogonal, so the transpose is the product of the
-    inverse factors in reverse order. It reads images on a padded square grid of odd size: slow, and free of
-    interpolation error for band-limited images.
+    after exact turns by multiples of 90 degrees. Every factor is orthogonal, so the transpose is
+    the product of the inverse factors in reverse order. It reads images on a padded square grid of
+    odd size: slow, and free of interpolation error for band-limited images.
 
     :param torch.Tensor angles: derotation angles in degrees, ``(T,)``.
     :param torch.Tensor center: star on the detector, ``(T, 2)`` or ``(1, 2)``.
     :param torch.Tensor sky_center: star on the sky grid, ``(2,)``.
     :param tuple size: rows and columns of the detector.
     :param tuple grid: rows and columns of the (periodic) grid that holds the image.
-    :param tuple lower: smallest row and column of the grid that hold something, zero or negative (wrapped).
+    :param tuple lower: smallest row and column of the grid that hold something, zero or negative
+        (wrapped).
     """
 
     def __init__(
@@ -223,19 +230,21 @@ def rotate(
 
         z_t(d) = y_t\left(R_{-\theta_t}\, d\right)
 
-    for pixels :math:`d` counted from the centre, where :math:`R` turns the column axis towards the row axis. With the
-    derotation angles of a sequence it brings North up in every frame. Frames are continued by reflection for the
-    interpolation; what lies outside of them reads ``fill``.
+    for pixels :math:`d` counted from the centre, where :math:`R` turns the column axis towards the
+    row axis. With the derotation angles of a sequence it brings North up in every frame. Frames
+    are continued by reflection for the interpolation; what lies outside of them reads ``fill``.
 
-    :param torch.Tensor image: frames, shape ``(..., T, H, W)``, or ``(..., 1, H, W)`` to turn one image by each angle.
+    :param torch.Tensor image: frames, shape ``(..., T, H, W)``, or ``(..., 1, H, W)`` to turn one
+        image by each angle.
     :param torch.Tensor angles: angles in degrees, shape ``(T,)``.
-    :param torch.Tensor, tuple center: row and column of the centre, shape ``(2,)`` or ``(T, 2)``; default
-        ``(H // 2, W // 2)``.
+    :param torch.Tensor, tuple center: row and column of the centre, shape ``(2,)`` or ``(T, 2)``;
+        default ``(H // 2, W // 2)``.
     :param Interpolation interpolation: ``"spline"`` or ``"shear"``.
     :param float fill: value outside of the frame, e.g. ``nan`` to leave it out of a mean.
-    :return: (:class:`torch.Tensor`) turned frames ``(..., T, H, W)``, dtype of ``image``. Differentiable in the image,
-        the angles and the centre.
-    :raises ValueError: if the number of angles is not the number of frames, or the centre has another shape.
+    :return: (:class:`torch.Tensor`) turned frames ``(..., T, H, W)``, dtype of ``image``.
+        Differentiable in the image, the angles and the centre.
+    :raises ValueError: if the number of angles is not the number of frames, or the centre has
+        another shape.
 
     |sep|
 
@@ -279,6 +288,13 @@ def _positions_in_frame(angles: Tensor, center: Tensor, size: tuple[int, int]) -
     return relative + center[:, :, None, None]
 
 
+def _fade(size: int, pad: int, like: Tensor) -> Tensor:
+    """One on ``size`` samples, falling to zero as a cosine over ``pad`` more on both sides."""
+    rising = torch.arange(1, size + 2 * pad + 1, device=like.device) / (pad + 1)
+    inside = torch.minimum(rising, rising.flip(0)).clamp(max=1).to(like)
+    return 0.5 - 0.5 * torch.cos(math.pi * inside)
+
+
 def _resample(
     frames: Tensor, positions: Tensor, angles: Tensor, center: Tensor, method: Interpolation
 ) -> Tensor:
@@ -287,6 +303,8 @@ def _resample(
     pad = [min(MARGIN, height - 1), min(MARGIN, width - 1)]
     padded = torch.nn.functional.pad(frames, [pad[1], pad[1], pad[0], pad[0]], mode="reflect")
     if method is Interpolation.SHEAR:
+        # shears ring at the jump from the frame to nothing: let it fade out within the padding
+        padded = padded * _fade(height, pad[0], padded)[:, None] * _fade(width, pad[1], padded)
         turned = []
         for frame, angle, middle in zip(padded, angles, center, strict=True):
             sky = middle + middle.new_tensor(pad)

@@ -38,8 +38,10 @@ def test_weights_are_those_of_the_b_spline(order):
     fraction = torch.tensor([0.03, 0.4, 0.77], dtype=F64)
     weights = spline_weights(fraction, order)
     for f, row in zip(fraction.tolist(), weights.tolist(), strict=True):
-        expected = spline.derivative(order)(f - np.arange(-1, 3)) if order else spline(
-            f - np.arange(-1, 3)
+        expected = (
+            spline.derivative(order)(f - np.arange(-1, 3))
+            if order
+            else spline(f - np.arange(-1, 3))
         )
         np.testing.assert_allclose(row, np.nan_to_num(expected), atol=1e-12)
 

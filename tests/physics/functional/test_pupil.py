@@ -34,6 +34,14 @@ def test_an_arm_blocks_its_own_light_only():
     assert float(lost[34:, 31:33].sum()) == pytest.approx(float(lost.sum()))
 
 
+def test_an_oblique_arm_points_from_columns_to_rows():
+    lost = telescope_pupil(64, PupilShape(0.2)) - telescope_pupil(64, PupilShape(0.2, 0.03, (30,)))
+    row, column = pupil_grid(64)
+    angle = math.atan2(float((lost * row).sum()), float((lost * column).sum()))
+    assert math.degrees(angle) == pytest.approx(30, abs=0.5)
+    assert float(lost.sum()) / 64**2 == pytest.approx(0.03 * 0.4, rel=0.05)
+
+
 def test_vlt_pupil_has_both_mirror_symmetries():
     pupil = telescope_pupil(40, VLT)
     assert torch.equal(pupil, pupil.flip(0))
