@@ -47,7 +47,7 @@ def radial_profile(
         >>> from deepinv_astro.optim.regions import separation
         >>> distance = separation((3, 4), (1, 0))
         >>> radial_profile(distance, distance, 1.0, "mean")[1]
-        tensor([0.5469, 1.1825, 1.9443, 2.6892], dtype=torch.float64)
+        tensor([0.7500, 1.1183, 1.7001, 2.6328], dtype=torch.float64)
     """
     if reduce not in _STATISTICS:
         raise ValueError(f"reduce must be one of {', '.join(_STATISTICS)}, got {reduce!r}")

@@ -49,7 +49,7 @@ def annuli(
     :Examples:
 
         >>> annuli((3, 6), (1, 1), 2.0, fewest=3)[1]
-        tensor([0, 0, 0, 1, 1, 1])
+        tensor([0, 0, 0, 1, 1, 2])
     """
     labels = (separation(size, center) / width).long()
     present = labels.unique().tolist()

@@ -331,5 +331,5 @@ def test_errors_say_what_is_wrong(rng):
     with pytest.raises(ValueError, match="no pixel is left"):
         TemporalModel.for_sequence(y * math.nan, operator())
     still = y[:, :, :1].expand_as(y)
-    with pytest.raises(ValueError, match="do not differ|no pixel is left"):
+    with pytest.raises(ValueError, match=r"do not differ|no pixel is left"):
         TemporalModel.for_sequence(still, operator())(still)

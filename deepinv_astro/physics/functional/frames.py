@@ -50,10 +50,15 @@ class Geometry:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the periodic grid that holds the blurred sky without wrapping."""
+        """Rows and columns of the periodic grid that holds the blurred sky without wrapping.
+
+        Half of the margin is enough around a blurred image, whose edge is the corner of a stamp.
+        """
+        margin = MARGIN if self.reach == 0 else MARGIN // 2
         rows, columns = (
-            high - low + 1 + MARGIN for low, high in zip(self.lower, self.upper, strict=True)
+            high - low + 1 + margin for low, high in zip(self.lower, self.upper, strict=True)
         )
+        # factors 2, 3 and 5 only: others are slow
         return (next_fast_len(rows, real=True), next_fast_len(columns, real=True))
 
 
