@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
 
 # Read by whatever imports pyplot, in this process and in those that it starts.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -89,3 +93,28 @@ html_theme_options = {
 html_sidebars = {
     name: [] for name in ("index", "installation", "quickstart", "conventions", "changelog")
 }
+
+
+class CommandHelp(Directive):
+    """``.. command-help:: reconstruct --help``: what the command prints, asked when the page is built."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        from typer.testing import CliRunner
+
+        from deepinv_astro.cli import app
+
+        words = self.arguments[0].split()
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "96", "NO_COLOR": "1"})
+        if result.exit_code != 0:
+            raise self.error(f"deepinv-astro {self.arguments[0]} ended with {result.exit_code}")
+        lines = (line.rstrip() for line in result.output.strip("\n").splitlines())
+        text = f"$ deepinv-astro {self.arguments[0]}\n" + "\n".join(lines)
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def setup(sphinx: Any) -> None:
+    """Called by Sphinx."""
+    sphinx.add_directive("command-help", CommandHelp)

@@ -109,6 +109,7 @@ class PointSourceSearch:
         snr, noise = self._map(y, physics, flipped, distance)
         power, visibility = _templates(self.model(y).freeze(y), physics, distance)
         sources: list[PointSource] = []
+        models: list[Tensor] = []
         cleaned, current = y, snr
         while len(sources) < self.max_sources:
             peak = self._peak(current, sources)
@@ -118,12 +119,26 @@ class PointSourceSearch:
             if source.flux <= 0:
                 break
             sources.append(source._replace(snr=float(current[0, 0, peak[0], peak[1]])))
-            cleaned = cleaned - source.flux * model
+            models.append(source.flux * model)
+            cleaned = cleaned - models[-1]
             current, _ = self._map(cleaned, physics, flipped, distance)
             if callback is not None:
                 callback(len(sources))
+        for n in self._crowded(sources):  # measured again without their neighbours
+            start = (round(sources[n].row), round(sources[n].column))
+            alone = cleaned + models[n]
+            source, model = self._fit(alone, physics, flipped, distance, start)
+            sources[n] = source._replace(snr=sources[n].snr)
+            models[n] = source.flux * model
+            cleaned = alone - models[n]
         sources.sort(key=lambda s: -s.snr)
         return Detection(snr, noise / power, visibility, tuple(sources))
+
+    def _crowded(self, sources: list[PointSource]) -> list[int]:
+        """Sources with one or two others within three widths of the PSF; more are a disk, cut into points."""
+        at = torch.tensor([[s.row, s.column] for s in sources]).view(-1, 2)
+        others = (torch.cdist(at, at) < 3 * self.model.fwhm).sum(1) - 1
+        return [n for n in range(len(sources)) if 1 <= int(others[n]) <= 2]
 
     def _map(
         self, y: Tensor, physics: ADI, flipped: ADI, distance: Tensor
@@ -179,6 +194,8 @@ class PointSourceSearch:
             move = (step[1:] / flux).clamp(-1.0, 1.0).to(y)
             flux = flux + step[0].to(y)
             row, column = row + move[0], column + move[1]
+            if float(move.abs().max()) < 0.01 and abs(float(step[0])) < 0.002 * abs(float(flux)):
+                break
         noise = null_scale(white, flipped, distance, self.model.fwhm / 2)
         near = noise[0, 0, start[0], start[1]].double()
         # measured over formal scatter; not below 1, as the speckles are whitened by themselves

@@ -131,6 +131,10 @@ class Marginal(Reconstructor):
         :return: (:class:`MarginalResult`)
         :raises ValueError: if shapes do not fit, or nothing was measured.
         """
+        if references is not None and len(references) != len(y):
+            raise ValueError(
+                f"{len(y)} sequences have {len(references)} sets of references: give one for each"
+            )
         with torch.no_grad():
             problems = [
                 _Problem(
@@ -201,7 +205,8 @@ class _Problem:
     ) -> Tensor:
         """Minimise likelihood and penalties from a start, with weights measured there."""
         noise_of_gradient = self._null_gradient(start)
-        middle = noise_of_gradient[noise_of_gradient > 0].median()
+        seen = noise_of_gradient.masked_fill(noise_of_gradient <= 0, torch.nan).flatten(2)
+        middle = seen.nanmedian(-1).values[..., None, None]
         weight = (noise_of_gradient * middle).sqrt()
         smooth_weight = self.method.smoothness * weight
         sparse_weight = self.method.sparsity * weight * free
@@ -217,7 +222,7 @@ class _Problem:
         found = minimize_bounded(
             cost_and_gradient,
             start,
-            scale=1 / noise_of_gradient.clamp_min(1e-3 * float(noise_of_gradient.max())),
+            scale=1 / torch.maximum(noise_of_gradient, 1e-3 * middle),
             max_iter=iterations,
             callback=lambda iteration, cost: progress(name, iteration, cost),
         )

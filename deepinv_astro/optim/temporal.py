@@ -18,6 +18,9 @@ from deepinv_astro.optim.regions import EXCLUDED, Partition, Regions, annular_re
 from deepinv_astro.physics import ADI
 from deepinv_astro.physics.functional.psf import half_maximum_width
 
+#: Degrees of rotation under which a sequence is refused.
+LEAST_ROTATION = 0.1
+
 #: Width of the PSF, in pixels, when the operator has none.
 DEFAULT_FWHM = 3.0
 
@@ -94,7 +97,7 @@ class TemporalLikelihood(DataFidelity):
     def freeze(self, residual: Tensor) -> FrozenMetric:
         r"""The metric :math:`W` of a residual, kept while the image moves.
 
-        :math:`\partial J/\partial R` is :math:`W` applied to the residual itself; applied to other
+        Without references :math:`\partial J/\partial R` is :math:`W` applied to the residual; applied to other
             sequences it whitens
         them, for matched filters, convex solves, or a risk.
 
@@ -117,7 +120,7 @@ class TemporalLikelihood(DataFidelity):
 
     def _scale(self) -> Tensor:
         scale = self.variance.rsqrt()
-        return scale[:, :, None] if scale.ndim > 2 else scale
+        return scale[..., None, :, :] if scale.ndim > 2 else scale
 
     def _inverses(self, partition: Partition, blocks: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         r"""Cost of a partition, and the matrix of each region.
@@ -201,6 +204,11 @@ class TemporalModel:
             raise ValueError(
                 f"y must be of shape {expected} to fit its operator, got {tuple(y.shape)}"
             )
+        if float(physics.angles.amax() - physics.angles.amin()) < LEAST_ROTATION:
+            raise ValueError(
+                "the angles do not vary: without rotation the sky cannot be told from the halo. "
+                "Check the angles (degrees, one for each frame)"
+            )
         if references is not None and (
             references.ndim != 5 or references[:, :, :1].shape != y[:, :, :1].shape
         ):
@@ -211,6 +219,8 @@ class TemporalModel:
         center = physics.center[0].mean(0)
         frames = y.shape[2] + (0 if references is None else references.shape[2])
         valid = torch.isfinite(without_dead_pixels(y))
+        if bool(torch.isfinite(y).any()) and not bool(valid.any()):
+            raise ValueError("the frames do not differ: a sequence of copies tells nothing")
         if references is not None:
             valid = torch.cat([valid, torch.isfinite(references)], 2)
         labels = tuple(

@@ -239,7 +239,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Aligned columns: text to the left, numbers to the right."""
+    """Aligned columns, text to the left and numbers to the right: a simple table of reST."""
     cells = [[str(value) for value in row] for row in rows]
     names = list(header)
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
@@ -252,7 +252,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         )
         return "  ".join(padded).rstrip()
 
-    return "\n".join([line(names), line(["-" * w for w in widths]), *map(line, cells)])
+    rule = line(["=" * w for w in widths])
+    return "\n".join([rule, line(names), rule, *map(line, cells), rule])
 
 
 def _numeric(text: str) -> bool:

@@ -140,6 +140,16 @@ def test_two_planets_brightest_first(rng):
     assert len(PointSourceSearch(model, max_sources=1)(y, operator()).sources) == 1
 
 
+def test_faint_planet_beside_a_bright_one(rng):
+    """5 pixels away: the first is subtracted before the second is measured."""
+    y = white(rng) + planet(operator(), *POSITION, 400.0) + planet(operator(), 13.6, 22.4, 80.0)
+    bright, faint = search(y, operator()).sources
+    assert math.hypot(bright.row - 18.3, bright.column - 20.6) < 0.15
+    assert bright.flux == pytest.approx(400, rel=0.1)
+    assert math.hypot(faint.row - 13.6, faint.column - 22.4) < 0.15
+    assert faint.flux == pytest.approx(80, rel=0.15)
+
+
 def test_planet_under_the_threshold_is_not_reported(rng):
     y = white(rng) + planet(operator(), *POSITION, 30.0)
     top = float(search(y, operator()).snr.max())

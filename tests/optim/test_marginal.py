@@ -188,7 +188,6 @@ def test_wavelengths(rng):
         assert error(image[:, c : c + 1], x[:, c : c + 1], operator()) < 0.5
 
 
-@pytest.mark.xfail(reason="the weight's median is taken over all wavelengths", strict=True)
 def test_wavelengths_in_other_units_do_not_mix(rng):
     y = speckles(rng, 2) + operator(2).A(scene().repeat(1, 2, 1, 1))
     expected = method()(y, operator(2))

@@ -24,7 +24,9 @@ def test_grid_holds_the_blurred_sky_and_its_margin(stamp):
     for axis in range(2):
         assert geometry.lower[axis] == -spill
         assert geometry.upper[axis] == geometry.sky[axis] - 1 + spill
-        assert geometry.grid[axis] >= geometry.sky[axis] + 2 * spill + (MARGIN // 2 if spill else MARGIN)
+        assert geometry.grid[axis] >= geometry.sky[axis] + 2 * spill + (
+            MARGIN // 2 if spill else MARGIN
+        )
 
 
 def test_light_of_one_edge_does_not_reach_the_other():
