@@ -75,6 +75,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("matplotlib",),
     "matplotlib_animations": False,
     "show_signature": False,
+    "capture_repr": (),
     "plot_gallery": "True",
 }
 
@@ -107,7 +108,7 @@ class CommandHelp(Directive):
         from deepinv_astro.cli import app
 
         words = self.arguments[0].split()
-        result = CliRunner().invoke(app, words, env={"COLUMNS": "96", "NO_COLOR": "1"})
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "84", "NO_COLOR": "1"})
         if result.exit_code != 0:
             raise self.error(f"deepinv-astro {self.arguments[0]} ended with {result.exit_code}")
         lines = (line.rstrip() for line in result.output.strip("\n").splitlines())

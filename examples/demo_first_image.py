@@ -10,6 +10,8 @@ compares everything with the truth, which for once is known because the sequence
 It is the sequence of ``deepinv-astro demo``. Nothing is downloaded.
 """
 
+import math
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -17,7 +19,7 @@ from deepinv_astro.datasets import demo_sequence
 from deepinv_astro.identifiability import mode_visibility, visibility
 from deepinv_astro.metric import flux_ratio, nrmse_db, support
 from deepinv_astro.models import PCA
-from deepinv_astro.optim import Marginal, PointSourceSearch, TemporalModel
+from deepinv_astro.optim import Marginal, PointSource, PointSourceSearch, TemporalModel
 from deepinv_astro.optim.regions import separation
 from deepinv_astro.physics import ADI
 from deepinv_astro.physics.functional.psf import blur, half_maximum_width
@@ -48,9 +50,9 @@ turn = float(sequence.angles.max() - sequence.angles.min())
 print(f"{sequence.n_frames} frames, {turn:.1f} degrees of rotation, PSF {fwhm:.2f} px wide")
 
 # %%
-# A frame shows the halo and nothing else. Its mean over time removes what stays the same; what is left, at the right in units of
-# the local noise, is still speckles: they change slowly, and together. The ring and the planet are in this picture, too faint to be
-# told from them.
+# A frame shows the halo and nothing else. Less the mean over time, which removes what stays the same, and in units of the local noise
+# (right), it shows speckles that change slowly, and together. The ends of the ring begin to be seen, dimmed and displaced by the mean; its
+# middle and the planet are lost among the speckles.
 
 residual = frames - frames.mean(0)
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
@@ -97,7 +99,7 @@ ours = blur(estimate, sequence.psf)
 norm = brightness_norm(truth[0, 0].numpy(), top=100.0)
 figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
 sky = {"center": (50.0, 50.0), "pixel_scale": sequence.pixel_scale, "norm": norm}
-names = ("Truth", f"PCA, {components} components", "Marginal")
+names = ("Truth", f"PCA, components: {components}", "Marginal")
 for panel, image, name in zip(axes, (truth, classical, ours), names, strict=True):
     shown = show_sky(panel, image[0, 0].numpy(), **sky)
     panel.set_title(name)
@@ -128,21 +130,24 @@ assert 0.7 < flux < 1.2
 # ----------
 #
 # Point sources are not read off the image, where regularisation takes a part of their flux. They are searched in the data, with a
-# matched filter, and then measured with the statistics of what remains when the source is taken out. The errors are calibrated on the
-# same data with the angles turned the wrong way.
+# matched filter, and then measured with the statistics of what remains when the source is taken out. The errors are those of this fit;
+# speckles that imitate a planet for the whole night, close to the star, are not in them.
 
 search = PointSourceSearch(TemporalModel.for_sequence(sequence.y, physics), threshold=5.0)
 detection = search(sequence.y, physics)
-found = min(
-    detection.sources, key=lambda s: abs(s.row - planet.row) + abs(s.column - planet.column)
-)
-offset = float(torch.tensor([found.row - planet.row, found.column - planet.column]).norm())
+
+
+def distance(source: PointSource) -> float:
+    """Pixels between a source and the planet."""
+    return math.hypot(source.row - planet.row, source.column - planet.column)
+
+
+found = min(detection.sources, key=distance)
 print(f"truth  row {planet.row:.2f}  column {planet.column:.2f}  flux {planet.flux:.0f}")
-print(
-    f"found  row {found.row:.2f} +- {found.row_std:.2f}  column {found.column:.2f} +- {found.column_std:.2f}  "
-    f"flux {found.flux:.0f} +- {found.flux_std:.0f}  S/N {found.snr:.1f}"
-)
-assert offset < 1.0
+print(f"found  row {found.row:.2f}  column {found.column:.2f}  flux {found.flux:.0f}")
+print(f"errors row {found.row_std:.2f}  column {found.column_std:.2f}  flux {found.flux_std:.0f}")
+print(f"S/N    {found.snr:.1f}")
+assert distance(found) < 1.0
 assert abs(found.flux - planet.flux) < 5 * found.flux_std
 
 # %%

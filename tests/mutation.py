@@ -56,8 +56,8 @@ MUTATIONS = [
     Mutation(
         "parameters of image n // b instead of n mod b",
         ADI,
-        "[n % given for n in range(batch)]",
-        "[n * given // batch for n in range(batch)]",
+        "list(range(row, batch, given))",
+        "list(range(row * (batch // given), (row + 1) * (batch // given)))",
     ),
     Mutation(
         "parameters of the first image for all",
@@ -132,7 +132,7 @@ MUTATIONS = [
         "(sky if self.before is None else sky * self.before)",
         "sky",
     ),
-    Mutation("no margin in the grid", FRAMES, "high - low + 1 + MARGIN", "high - low + 1"),
+    Mutation("no margin in the grid", FRAMES, "high - low + 1 + margin", "high - low + 1"),
     Mutation(
         "map read with the wrong sign of the angle",
         FRAMES,

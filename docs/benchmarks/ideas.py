@@ -127,9 +127,18 @@ class Separable(marginal._Problem):
         return super().solve(progress)
 
 
+class Twice(Frozen):
+    """Two convex stages, each with the metric of the one before."""
+
+    def _stage(self, name, start, *args):
+        image = super()._stage(name, start, *args)
+        return super()._stage(name, image, *args) if name == "image" else image
+
+
 VARIANTS = {
     "default": ({}, marginal._Problem),
     "metric of the pilot, frozen (convex)": ({}, Frozen),
+    "the same, annuli and tiles": ({"regions": both_regions}, Frozen),
     "variance profile refreshed": ({}, Refreshed),
     "covariance separable in time and space": ({}, Separable),
     "nu = 1e-2": ({"nu": 1e-2}, marginal._Problem),
