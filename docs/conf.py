@@ -76,6 +76,7 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
     "show_signature": False,
     "capture_repr": (),
+    "within_subsection_order": "ExampleTitleSortKey",
     "plot_gallery": "True",
 }
 

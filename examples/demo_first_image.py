@@ -97,6 +97,7 @@ ours = blur(estimate, sequence.psf)
 # Truth, PCA and our image, all as seen through the PSF and in one stretch:
 
 norm = brightness_norm(truth[0, 0].numpy(), top=100.0)
+# sphinx_gallery_thumbnail_number = 2
 figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
 sky = {"center": (50.0, 50.0), "pixel_scale": sequence.pixel_scale, "norm": norm}
 names = ("Truth", f"PCA, components: {components}", "Marginal")
