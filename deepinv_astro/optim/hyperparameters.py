@@ -47,7 +47,7 @@ def sign_flipped(residual: Tensor, generator: torch.Generator) -> Tensor:
 
     with :math:`U` the eigenvectors of the temporal covariance of each image and wavelength and
     :math:`\bar r` the temporal mean. Over the signs,
-        :math:`E \sum_t b_t b_t^\top = \sum_t (r_t - \bar r)(r_t - \bar r)^\top` exactly.
+    :math:`E \sum_t b_t b_t^\top = \sum_t (r_t - \bar r)(r_t - \bar r)^\top` exactly.
 
     :param torch.Tensor residual: ``(B, C, T, h, w)``; where it is NaN the noise is zero.
     :param torch.Generator generator: draws the signs.

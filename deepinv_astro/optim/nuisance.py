@@ -72,9 +72,9 @@ class PatchCovariance:
 
     :math:`\hat m` and :math:`\hat S` are the sample mean and covariance over time, and
     :math:`\hat C = (1-\hat\rho)\,\hat S + \hat\rho \operatorname{diag}(\hat S)` (PACO, Flasseur+
-        2018; the shrinkage is
+    2018; the shrinkage is
     :func:`deepinv_astro.optim.patch_statistics.shrinkage_factor`). Missing data (NaN) are
-        marginalised: the estimate is
+    marginalised: the estimate is
     the one of maximum likelihood for the pixels that were seen, by expectation-maximisation.
 
     With folds, the statistics for the frames of a fold are those of the other frames
@@ -87,7 +87,7 @@ class PatchCovariance:
     :param TemporalScale scale: ``"constant"`` for :math:`\sigma_t = 1`, or ``"robust"`` for the
         fixed point
         :math:`\sigma_t^2 = (r_t-\hat m)^\top \hat C^{-1} (r_t-\hat m) / K`, with the mean of
-            :math:`\sigma_t^{-2}`
+        :math:`\sigma_t^{-2}`
         pinned to one at each step (Flasseur+ 2020).
     :param float rho: shrinkage in [0, 1] instead of the data-driven one.
     :param int iterations: most steps of the fixed points.
@@ -226,7 +226,7 @@ class PatchLikelihood(DataFidelity):
 
     with :math:`D` the weights of overlapping patches (one for a tiling). The mean is
     :math:`\hat m_n` as estimated (``"frozen"``: Flasseur+ 2021), or :math:`m_n = \arg\min_m J` for
-        each :math:`x` (``"profiled"``, the default): the
+    each :math:`x` (``"profiled"``, the default): the
     weighted temporal mean of the residual is projected out, so that the cost does not depend on
     any static halo. Missing data drop out of their patch in their frame: the norm is that of the
     marginal Gaussian of the pixels seen.

@@ -123,7 +123,7 @@ def fill_gaps(vectors: Tensor, precision: Tensor, gaps: list[Gaps], folds: Tenso
     With it the quadratic form of the whole vector equals the one of the marginal distribution of
     the pixels seen,
     :math:`r_o^\top (C_{oo})^{-1} r_o`, and :math:`C^{-1} r` is zero at the missing places:
-        zero-mean Gaussian data are
+    zero-mean Gaussian data are
     marginalised exactly.
 
     :param torch.Tensor vectors: ``(Q, T, K)``, zero at missing places.
@@ -169,7 +169,7 @@ def frame_weights(squares: Tensor, seen: Tensor) -> Tensor:
     r"""Weights :math:`\sigma_t^{-2}` from the quadratic forms of the frames, their mean pinned to one.
 
     :math:`\sigma_t^2 = q_t / K_t`, with :math:`q_t` the quadratic form of the :math:`K_t` pixels
-        seen. Without the pin
+    seen. Without the pin
     the common factor of :math:`\sigma_t^2 C` drifts.
 
     :param torch.Tensor squares: :math:`q_t`, ``(Q, T)``.
@@ -214,9 +214,9 @@ def fit_patches(
 
     :math:`\hat m = \sum_t \sigma_t^{-2} r_t / \sum_t \sigma_t^{-2}`,
     :math:`\hat S = \frac1T \sum_t [\sigma_t^{-2} (r_t - \hat m)(r_t - \hat m)^\top + V_t]`, with
-        the missing part of
+    the missing part of
     :math:`r_t` at its conditional mean and :math:`V_t` its conditional covariance. Whole data
-        without scale factors
+    without scale factors
     need one step.
 
     :param torch.Tensor vectors: ``(Q, T, K)`` in double precision, zero where missing.

@@ -18,7 +18,7 @@ class ProfiledPatchLikelihood(DataFidelity):
 
     With :math:`\hat C_n(x) = W_n \odot \hat S_n(x)`, where :math:`W` is one on the diagonal and
     :math:`1 - \hat\rho_n` elsewhere, the covariance minimises
-        :math:`\frac T2 [\log\det C + \operatorname{tr}(C^{-1} (W \odot \hat S))]`,
+    :math:`\frac T2 [\log\det C + \operatorname{tr}(C^{-1} (W \odot \hat S))]`,
     which leaves
 
     .. math::

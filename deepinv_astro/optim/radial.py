@@ -72,7 +72,7 @@ def null_scale(slope: Tensor, flipped: ADI, distance: Tensor, width: float) -> T
     r"""Robust radial standard deviation of :math:`A_-^\top g`, the null gradient.
 
     :math:`A_-` is the operator with the signs of the angles flipped: in :math:`A_-^\top g` the sky
-        is smeared out and the
+    is smeared out and the
     speckles stay. Pixels that less than a quarter of the frames see do not count, and take the
     value of the nearest separation inside.
 

@@ -113,7 +113,7 @@ class REXPACO(Reconstructor):
     The strengths :math:`\kappa` have no unit: :math:`w_p` is the robust standard deviation, at the
     separation of pixel
     :math:`p`, of the gradient of the likelihood seen through an operator that turns the wrong way,
-        where no object can
+    where no object can
     add up; :math:`\varepsilon_p` is a fraction of the temporal standard deviation there. Hence
     data in other units give the same image in these units. Images of a batch and wavelengths are
     independent.

@@ -12,7 +12,7 @@ def edge_preserving(
     r"""Smoothness :math:`\sum_p w_p(\sqrt{|\nabla x|_p^2 + \varepsilon_p^2} - \varepsilon_p)` and its gradient.
 
     :math:`\nabla` are forward differences, zero across the last row and column: hyperbolic total
-        variation (Charbonnier+
+    variation (Charbonnier+
     1997; used by REXPACO, Flasseur+ 2021). Quadratic for differences below :math:`\varepsilon`,
     linear above.
 

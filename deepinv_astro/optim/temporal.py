@@ -32,7 +32,7 @@ class TemporalLikelihood(DataFidelity):
     removed (a static halo with a flat prior, integrated) and divided by :math:`\sqrt d` (profile
     of its temporal variance), forms the matrix
     :math:`R_g` of :math:`T` rows, whose columns share an unknown :math:`T\times T` covariance.
-        With an inverse-Wishart
+    With an inverse-Wishart
     prior of scale :math:`\nu K_g I` and :math:`\nu K_g` degrees of freedom that covariance
     integrates out to
 
@@ -98,7 +98,7 @@ class TemporalLikelihood(DataFidelity):
         r"""The metric :math:`W` of a residual, kept while the image moves.
 
         Without references :math:`\partial J/\partial R` is :math:`W` applied to the residual; applied to other
-            sequences it whitens
+        sequences it whitens
         them, for matched filters, convex solves, or a risk.
 
         :param torch.Tensor residual: ``(B, C, T, h, w)``.

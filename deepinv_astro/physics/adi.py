@@ -42,7 +42,7 @@ class ADI(TimeMixin, LinearPhysics):
 
     As rotation commutes with a convolution whose kernel is counter-rotated,
     :math:`H_t Q_t = Q_t H_t^{(\theta_t)}`, the image is blurred first (exactly, in Fourier space)
-        and the band-limited result is resampled once for each frame.
+    and the band-limited result is resampled once for each frame.
     The adjoint is the exact transpose.
 
     All parameters are buffers: pass them to the constructor, to :meth:`A`, :meth:`A_adjoint`, or
@@ -64,7 +64,7 @@ class ADI(TimeMixin, LinearPhysics):
     :param TransmissionOrder transmission_order: ``"after_psf"`` or ``"before_psf"``. In the second
         case
         :math:`\Gamma Q_t x` is computed as :math:`Q_t (\Gamma^{(t)} x)`, with the map read
-            (linearly) where the sky
+        (linearly) where the sky
         pixels fall on the detector.
     :param torch.Tensor smear: rotation in degrees during each exposure, ``(T,)`` or ``(b, T)``;
         the frame is the mean of ``smear_steps`` turned skies, by the midpoint rule.

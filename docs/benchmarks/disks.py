@@ -4,7 +4,7 @@ Each target of ``targets.py`` is added, through the operator that is inverted, t
 beta Pictoris with reversed angles (``mismatch.py`` is the same without that inverse crime). White,
 REXPACO (ten refinements) and marginal run with the defaults of ``deepinv-astro reconstruct``. The
 median, PCA and iterative PCA get more than that: the number of components, out of 1 to 20, and the
-radius within which the halo is masked, out of 0 and 8 pixels, are those that serve each single
+radius within which the halo is masked, out of 0, 8 and 12 pixels, are those that serve each single
 image best, which only somebody who knows the truth can choose. Seconds are of CPU time, of one
 thread, for that choice alone::
 
@@ -37,8 +37,8 @@ METHODS = ("median", "pca", "ipca", "white", "rexpaco", "marginal")
 CLASSICAL = ("median", "pca", "ipca")
 MOST_COMPONENTS = 20
 #: Pixels about the star that may be masked for the classical methods: their first components are
-#: those of the bright halo otherwise, which costs iterative PCA up to 10 dB.
-MASKS = (0, 8)
+#: those of the bright halo otherwise, which costs iterative PCA up to 12 dB.
+MASKS = (0, 8, 12)
 
 #: Least decibels (whole field, support) that the marginal method promises, mean of both angles.
 FLOORS = {

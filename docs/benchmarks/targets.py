@@ -157,8 +157,8 @@ class Score:
     How an image of a disk fares.
 
     whole, support: decibels of the blurred image, on the whole field and on the disk's support;
-    flux: flux on the support over the true one; false_rms, false_peak: what the image shows beside
-    the support, in units of the local temporal standard deviation of the empty sequence.
+    flux: flux on the support over the true one; false_rms, false_peak: image less truth beside the
+    support, in units of the local temporal standard deviation of the empty sequence.
     """
 
     whole: float
@@ -173,7 +173,7 @@ def score(shown: Tensor, truth: Tensor, noise: Tensor) -> Score:
     shown = shown.nan_to_num(0.0).double()
     truth = truth.double()
     region = support(truth)
-    beside = false_structure(shown.masked_fill(region, torch.nan), noise.double())
+    beside = false_structure((shown - truth).masked_fill(region, torch.nan), noise.double())
     return Score(
         float(nrmse_db(shown, truth)),
         float(nrmse_db(shown, truth, region)),

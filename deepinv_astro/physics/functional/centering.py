@@ -49,9 +49,9 @@ def estimate_center(image: Tensor) -> StarCenter:
     Diffraction and the mean halo of adaptive optics are symmetric about the star whether or not a
     coronagraph or saturation spoils its core.
     :math:`\gamma = 1/2` tempers the few brightest speckles; where an unocculted core outshines the
-        halo,
+    halo,
     :math:`\gamma = 1` and squares in place of absolute values let the core decide. The errors come
-        from leaving out
+    from leaving out
     one sector of position angles at a time (jackknife).
 
     :param torch.Tensor image: mean of the frames ``(H, W)``, missing data NaN.

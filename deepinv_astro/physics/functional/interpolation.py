@@ -32,7 +32,7 @@ def spline_weights(fraction: Tensor, order: int = 0) -> Tensor:
 
     With :math:`f\in[0,1)` the distance to the sample below, the interpolated value is
     :math:`\sum_{k=-1}^{2} \beta^{(j)}(f-k)\, c_k`, where :math:`\beta` is the cubic B-spline,
-        :math:`j` the
+    :math:`j` the
     order of derivation and :math:`c` the spline coefficients (Unser, IEEE Signal Proc. Mag. 16(6),
     1999).
 

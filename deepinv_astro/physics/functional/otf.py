@@ -21,7 +21,7 @@ def turned_otf(psf: Tensor, angles: Tensor, size: tuple[int, int]) -> Tensor:
 
     and as :math:`\omega\cdot R_\theta p` is separable in the two frequencies, the sum over the
     :math:`K` pixels of the stamp is one matrix product: :math:`O(K)` operations for each
-        frequency, no interpolation.
+    frequency, no interpolation.
 
     :param torch.Tensor psf: stamps ``(..., k, k)``, star at pixel ``(k // 2, k // 2)``.
     :param torch.Tensor angles: angles :math:`\theta` in degrees, shape ``(T,)``.
