@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepinv_astro.physics import ADI
+from deepinv_astro.physics import ADI, Blur
 
 Shape = tuple[int, int, int, int]
 
@@ -19,7 +19,7 @@ class Case:
 
     name: str
     shape: Shape
-    make: Callable[[int], ADI]
+    make: Callable[[int], ADI | Blur]
 
     def __str__(self) -> str:
         return self.name
@@ -124,4 +124,28 @@ ADI_CASES = [
         detector_size=(4, 3),
         transmission_order="before_psf",
     ),
+]
+
+
+def blur(name: str, shape: Shape, filter: tuple[int, ...], **options: object) -> Case:
+    """The PSF is given by its shape, all else as Blur takes it."""
+
+    def make(seed: int) -> Blur:
+        psf = parameters(seed, {"filter": filter})["filter"]
+        return Blur(shape[1:], psf, **options, dtype=torch.float64)
+
+    return Case(name, shape, make)
+
+
+BLUR_CASES = [
+    blur("periodic", (2, 1, 5, 6), (3, 2)),
+    blur("periodic-folded", (1, 1, 3, 4), (5, 7)),
+    blur("periodic-sampled", (1, 2, 6, 8), (2, 3, 3), factor=2),
+    blur("periodic-ragged", (1, 1, 7, 8), (3, 3), factor=3, sampling="mean"),
+    blur("zero", (1, 2, 5, 6), (1, 2, 4, 3), boundary="zero"),
+    blur("zero-large-psf", (1, 1, 3, 4), (7, 6), boundary="zero"),
+    blur("zero-mean", (2, 1, 6, 4), (3, 3), boundary="zero", factor=2, sampling="mean"),
+    blur("valid", (1, 1, 7, 6), (4, 3), boundary="valid"),
+    blur("valid-mean", (1, 1, 9, 7), (2, 3), boundary="valid", factor=2, sampling="mean"),
+    blur("everything", (4, 2, 7, 9), (2, 2, 3, 4), boundary="valid", factor=2, sampling="mean"),
 ]

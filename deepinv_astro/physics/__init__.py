@@ -1,6 +1,7 @@
 """Forward operators."""
 
 from deepinv_astro.physics.adi import ADI, TransmissionOrder
+from deepinv_astro.physics.blur import Blur, Boundary, PixelSampling
 from deepinv_astro.physics.calibration import (
     Calibration,
     CalibrationReport,
@@ -13,9 +14,12 @@ from deepinv_astro.physics.calibration import (
 
 __all__ = [
     "ADI",
+    "Blur",
+    "Boundary",
     "Calibration",
     "CalibrationReport",
     "Free",
+    "PixelSampling",
     "TransmissionOrder",
     "free_angles",
     "free_center",

@@ -204,12 +204,12 @@ class Calibration(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name for each element of :math:`\\theta`."""
+        r"""A name for each element of :math:`\theta`."""
         return tuple(label for spec in self.free for label in spec.labels)
 
     @property
     def units(self) -> tuple[str, ...]:
-        """The unit of each element of :math:`\\theta`."""
+        r"""The unit of each element of :math:`\theta`."""
         return tuple(spec.unit for spec in self.free for _ in spec.labels)
 
     @property

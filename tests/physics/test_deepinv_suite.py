@@ -1,4 +1,4 @@
-"""deepinv's own tests of linear operators, as its wheel ships them, run against ADI.
+"""deepinv's own tests of linear operators, as its wheel ships them, run against ours.
 
 Their module is loaded from the installed package; every test that deepinv runs over its list of
 linear operators is run here over ours. Nothing is copied.
@@ -16,7 +16,7 @@ import deepinv
 import pytest
 import torch
 
-from deepinv_astro.physics import ADI
+from deepinv_astro.physics import ADI, Blur
 
 pytestmark = pytest.mark.filterwarnings("default")  # their code, their warnings
 
@@ -24,6 +24,14 @@ _BUFFERS = {
     "adi": ["angles", "filter", "center"],
     "adi_shear": ["angles", "filter", "center"],
     "adi_asym": ["angles", "filter", "center", "transmission", "gain", "smear"],
+    "blur": ["filter"],
+    "blur_zero": ["filter"],
+    "blur_valid": ["filter"],
+}
+_BLURS = {
+    "blur": {},
+    "blur_zero": {"boundary": "zero", "factor": 2, "sampling": "mean"},
+    "blur_valid": {"boundary": "valid", "factor": 2},
 }
 
 
@@ -36,9 +44,11 @@ def _load() -> types.ModuleType:
     return module
 
 
-def _operator(name: str, size: tuple[int, int, int], device: torch.device | str) -> ADI:
+def _operator(name: str, size: tuple[int, int, int], device: torch.device | str) -> ADI | Blur:
     _, height, width = size
     psf = torch.tensor([[0.0, 0.1, 0.0], [0.05, 0.6, 0.05], [0.0, 0.15, 0.05]])
+    if name in _BLURS:
+        return Blur(size, psf, **_BLURS[name], device=device)
     options = {"interpolation": "shear" if name == "adi_shear" else "spline"}
     frames = 4
     if name == "adi_asym":

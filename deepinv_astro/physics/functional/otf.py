@@ -74,6 +74,39 @@ def turned_otfs(psf: Tensor, angles: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack(otfs, dim=-3)
 
 
+def centred_otf(psf: Tensor, size: tuple[int, int]) -> Tensor:
+    r"""Transfer function of a PSF on a periodic grid, its centre at the origin.
+
+    .. math::
+
+        \hat h(\omega) = \sum_p h_p\, e^{-i\,\omega \cdot p}
+
+    with :math:`p` the offset from the stamp's centre. A stamp larger than the grid is folded.
+
+    :param torch.Tensor psf: stamps ``(..., k, l)``, centre at pixel ``(k // 2, l // 2)``.
+    :param tuple size: rows and columns of the grid.
+    :return: (:class:`torch.Tensor`) complex, ``(..., rows, columns // 2 + 1)``, the layout of
+        ``torch.fft.rfft2``. Differentiable.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> psf = torch.tensor([[0.25, 0.5, 0.25]])
+        >>> centred_otf(psf, (1, 4)).real  # (1 + cos w) / 2
+        tensor([[1.0000, 0.5000, 0.0000]])
+    """
+    grid = psf
+    for axis in (-2, -1):
+        length, n = grid.shape[axis], size[axis]
+        places = (torch.arange(length, device=psf.device) - length // 2) % n
+        shape = list(grid.shape)
+        shape[axis] = n
+        grid = grid.new_zeros(shape).index_add(axis, places, grid)
+    return torch.fft.rfft2(grid)
+
+
 def _ramp(phase: Tensor, like: Tensor) -> Tensor:
     """``exp(-i phase)``: the phase is reduced in double precision, then cast to the precision of the data."""
     phase = torch.remainder(phase, 2 * math.pi).to(like)
