@@ -1,9 +1,4 @@
-r"""The laws of operators, as assertions for tests.
-
-Each function takes an operator that it does not know, and raises an :class:`AssertionError` that
-says which law is broken and by how much. Laws alone let swapped axes through: next to them, compare
-with a closed form or with an independent program.
-"""
+r"""The laws of operators: adjoint, linearity, batches, state, precision, flux, gradients."""
 
 from __future__ import annotations
 

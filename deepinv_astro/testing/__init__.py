@@ -1,0 +1,42 @@
+r"""The laws of operators and of losses, as assertions for tests.
+
+Each function takes an object that it does not know, and raises an :class:`AssertionError` that
+says which law is broken and by how much. Laws alone let swapped axes through: next to them, compare
+with a closed form or with an independent program.
+"""
+
+from deepinv_astro.testing.losses import (
+    assert_loss_double,
+    assert_loss_quiet,
+    assert_loss_state_restored,
+    assert_unbiased,
+    assert_validation_quiet,
+    measurement_risk,
+)
+from deepinv_astro.testing.operators import (
+    assert_adjoint,
+    assert_batches_independent,
+    assert_dtype_kept,
+    assert_flux,
+    assert_gradients,
+    assert_linear,
+    assert_state_restored,
+    dense_matrix,
+)
+
+__all__ = [
+    "assert_adjoint",
+    "assert_batches_independent",
+    "assert_dtype_kept",
+    "assert_flux",
+    "assert_gradients",
+    "assert_linear",
+    "assert_loss_double",
+    "assert_loss_quiet",
+    "assert_loss_state_restored",
+    "assert_state_restored",
+    "assert_unbiased",
+    "assert_validation_quiet",
+    "dense_matrix",
+    "measurement_risk",
+]
