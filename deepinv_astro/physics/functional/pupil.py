@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["VLT", "PupilShape", "focal_field", "pupil_grid", "telescope_pupil", "zernike"]
+__all__ = [
+    "KECK",
+    "VLT",
+    "PupilShape",
+    "SegmentedShape",
+    "focal_field",
+    "pupil_grid",
+    "telescope_pupil",
+    "zernike",
+]
 
 
 class PupilShape(NamedTuple):
@@ -24,10 +34,63 @@ class PupilShape(NamedTuple):
     spider_width: float = 0.0
     spider_angles: tuple[float, ...] = ()
 
+    def mirror(self, row: Tensor, column: Tensor) -> Tensor:
+        """Where the primary mirror is, a disc of diameter one."""
+        return torch.hypot(row, column) <= 0.5
+
+
+class SegmentedShape(NamedTuple):
+    r"""A primary mirror made of rings of hexagonal segments around a missing one.
+
+    Lengths are in units of the diameter of the circumscribed circle. Segments have their neighbours
+    in the directions 0, 60, ... degrees from the column axis.
+
+    :param int rings: of segments around the missing one: ``3 rings (rings + 1)`` segments.
+    :param float gap: between the edges of two segments.
+    :param float obscuration: diameter of the central obscuration, 0 to 1 (excluded).
+    :param float spider_width: width of the spider's arms.
+    :param tuple spider_angles: as for :class:`PupilShape`.
+    """
+
+    rings: int
+    gap: float = 0.0
+    obscuration: float = 0.0
+    spider_width: float = 0.0
+    spider_angles: tuple[float, ...] = ()
+
+    def width(self) -> float:
+        r"""Width :math:`w` of a segment between opposite edges.
+
+        The corners farthest from the centre lie on the circle of diameter one:
+        :math:`((r + \tfrac12) w + r g)^2 + w^2 / 12 = \tfrac14`.
+        """
+        a, b = self.rings + 0.5, self.rings * self.gap
+        square = a**2 + 1 / 12
+        return (math.sqrt(a**2 * b**2 - square * (b**2 - 0.25)) - a * b) / square
+
+    def mirror(self, row: Tensor, column: Tensor) -> Tensor:
+        """Where the primary mirror is."""
+        half, pitch = self.width() / 2, self.width() + self.gap
+        covered = torch.zeros_like(row, dtype=torch.bool)
+        for i, j in product(range(-self.rings, self.rings + 1), repeat=2):
+            if (i, j) == (0, 0) or abs(i + j) > self.rings:
+                continue
+            down, across = pitch * j * math.sqrt(0.75), pitch * (i + j / 2)
+            inside = (column - across).abs() <= half
+            for normal in (math.pi / 3, 2 * math.pi / 3):
+                edge = (column - across) * math.cos(normal) + (row - down) * math.sin(normal)
+                inside &= edge.abs() <= half
+            covered |= inside
+        return covered
+
 
 #: A pupil like that of the 8.2 m Very Large Telescope: 1.16 m of central obscuration and four arms
 #: of 4 cm, 101 degrees apart two by two. The arms here start at the centre, the real ones off it.
 VLT = PupilShape(0.14, 0.005, (39.5, 140.5, 219.5, 320.5))
+
+#: A pupil like that of the 10.95 m Keck telescopes: 36 segments of 0.9 m a side, 3 mm apart, 2.6 m
+#: of central obscuration and six arms of 26 mm.
+KECK = SegmentedShape(3, 0.003 / 10.95, 2.6 / 10.95, 0.026 / 10.95, (0, 60, 120, 180, 240, 300))
 
 
 def pupil_grid(
@@ -54,23 +117,24 @@ def pupil_grid(
 
 def telescope_pupil(
     size: int,
-    shape: PupilShape = VLT,
+    shape: PupilShape | SegmentedShape = VLT,
     *,
     oversampling: int = 8,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    r"""Amplitude transmission of a circular pupil with its obscuration and spider.
+    r"""Amplitude transmission of a telescope's pupil with its obscuration and spider.
 
     .. math::
 
-        P(u) = 1[\epsilon < 2|u| \le 1]\; \prod_k 1[u \notin \text{arm}_k]
+        P(u) = 1[u \in \text{mirror}]\; 1[2|u| \ge \epsilon]\; \prod_k 1[u \notin \text{arm}_k]
 
+    with a disc :math:`2|u| \le 1` or hexagonal segments as the primary mirror,
     averaged over each pixel by ``oversampling``\ :sup:`2` samples, so that arms thinner than a
     pixel and round edges block the right amount of light.
 
     :param int size: number of pixels across the diameter.
-    :param PupilShape shape: obscuration and spider.
+    :param PupilShape, SegmentedShape shape: primary mirror, obscuration and spider.
     :param int oversampling: samples per pixel and axis.
     :return: transmission from 0 to 1, of shape ``(size, size)``.
     :raises ValueError: if the obscuration is not in [0, 1).
@@ -84,8 +148,7 @@ def telescope_pupil(
             f"obscuration is a fraction of the diameter in [0, 1), got {shape.obscuration}"
         )
     row, column = pupil_grid(size * oversampling, dtype=dtype, device=device)
-    radius = torch.hypot(row, column)
-    clear = (radius <= 0.5) & (radius >= shape.obscuration / 2)
+    clear = shape.mirror(row, column) & (torch.hypot(row, column) >= shape.obscuration / 2)
     for angle in shape.spider_angles:
         cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         along, across = column * cos + row * sin, row * cos - column * sin
