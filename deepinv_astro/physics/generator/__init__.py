@@ -6,5 +6,14 @@ from deepinv_astro.physics.generator.angles import (
     parallactic_angles,
 )
 from deepinv_astro.physics.generator.gain import GainGenerator
+from deepinv_astro.physics.generator.psf import Normal, PSFGenerator, Uniform
 
-__all__ = ["PARANAL_LATITUDE", "AngleTrackGenerator", "GainGenerator", "parallactic_angles"]
+__all__ = [
+    "PARANAL_LATITUDE",
+    "AngleTrackGenerator",
+    "GainGenerator",
+    "Normal",
+    "PSFGenerator",
+    "Uniform",
+    "parallactic_angles",
+]
