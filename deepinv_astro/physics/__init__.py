@@ -11,6 +11,10 @@ from deepinv_astro.physics.calibration import (
     free_gain,
     free_psf,
 )
+from deepinv_astro.physics.correlated_noise import LowRankNoise, StationaryNoise
+from deepinv_astro.physics.detector import DetectorNoise, Saturation
+from deepinv_astro.physics.noise import GaussianModel, HeteroscedasticNoise, Per
+from deepinv_astro.physics.patch_noise import PatchNoise, tile_index
 
 __all__ = [
     "ADI",
@@ -18,11 +22,20 @@ __all__ = [
     "Boundary",
     "Calibration",
     "CalibrationReport",
+    "DetectorNoise",
     "Free",
+    "GaussianModel",
+    "HeteroscedasticNoise",
+    "LowRankNoise",
+    "PatchNoise",
+    "Per",
     "PixelSampling",
+    "Saturation",
+    "StationaryNoise",
     "TransmissionOrder",
     "free_angles",
     "free_center",
     "free_gain",
     "free_psf",
+    "tile_index",
 ]
