@@ -105,6 +105,12 @@ class StationaryNoise(GaussianModel):
                 f"kernel has {self.kernel.shape[1]} channels, the measurements {like.shape[1]}"
             )
         kernel = of_batch("kernel", self.kernel, like)
+        size = tuple(zip(like.shape[-2:], kernel.shape[-2:], strict=True))
+        if self.boundary is Boundary.PERIODIC and any(k > s for s, k in size):
+            raise ValueError(
+                f"a kernel of {tuple(kernel.shape[-2:])} pixels does not fit in periodic "
+                f"frames of {tuple(like.shape[-2:])}"
+            )
         return kernel if like.ndim == 4 else kernel[:, :, None]
 
     def _response(self, like: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -112,11 +118,6 @@ class StationaryNoise(GaussianModel):
         kernel = self._kernel_for(like)
         size = tuple(zip(like.shape[-2:], kernel.shape[-2:], strict=True))
         if self.boundary is Boundary.PERIODIC:
-            if any(k > s for s, k in size):
-                raise ValueError(
-                    f"a kernel of {tuple(kernel.shape[-2:])} pixels does not fit in periodic "
-                    f"frames of {tuple(like.shape[-2:])}"
-                )
             grid = (like.shape[-2], like.shape[-1])
         else:
             rows, columns = (s + k - 1 for s, k in size)
