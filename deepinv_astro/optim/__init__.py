@@ -1,6 +1,15 @@
 """Likelihoods of the nuisance, priors and solvers; one published method per file."""
 
+from deepinv_astro.optim.calibration import (
+    CalibrationFit,
+    CalibrationLikelihood,
+    Term,
+    calibrate,
+    fisher_information,
+)
+from deepinv_astro.optim.calibration_frames import CalibrationFrames
 from deepinv_astro.optim.detection import Detection, PointSource, PointSourceSearch
+from deepinv_astro.optim.fourier_marginal import FourierMarginal, taper
 from deepinv_astro.optim.hyperparameters import Selection, select_strength
 from deepinv_astro.optim.marginal import Marginal, MarginalResult
 from deepinv_astro.optim.nuisance import PatchCovariance, PatchLikelihood
@@ -10,7 +19,11 @@ from deepinv_astro.optim.temporal import FrozenMetric, TemporalLikelihood, Tempo
 
 __all__ = [
     "REXPACO",
+    "CalibrationFit",
+    "CalibrationFrames",
+    "CalibrationLikelihood",
     "Detection",
+    "FourierMarginal",
     "FrozenMetric",
     "Marginal",
     "MarginalResult",
@@ -22,5 +35,9 @@ __all__ = [
     "Selection",
     "TemporalLikelihood",
     "TemporalModel",
+    "Term",
+    "calibrate",
+    "fisher_information",
     "select_strength",
+    "taper",
 ]
