@@ -153,13 +153,13 @@ class PatchNoise(GaussianModel):
         """Vectors (B, C, N, K, T) of the tiles; zero at places without pixel."""
         frames = v if v.ndim == 5 else v[:, :, None]
         flat = torch.nn.functional.pad(frames.flatten(-2), (0, 1))
-        return flat[..., self.index].permute(0, 1, 3, 4, 2)
+        return flat[..., self.index.to(v.device)].permute(0, 1, 3, 4, 2)
 
     def _scatter(self, vectors: Tensor, like: Tensor) -> Tensor:
         """Put vectors back in place: the transpose of the gathering."""
         joined = vectors.permute(0, 1, 4, 2, 3).flatten(-2)
         out = joined.new_zeros(*joined.shape[:-1], prod(self.size) + 1)
-        out = out.index_copy(-1, self.index.flatten(), joined)
+        out = out.index_copy(-1, self.index.flatten().to(out.device), joined)
         return out[..., :-1].reshape(like.shape)
 
 
