@@ -55,7 +55,7 @@ class ResidualPhase(NamedTuple):
     :param core_variance: :math:`A`, rad²; the variance of the core where ``ratio`` is 1.
     :param core_width: :math:`\alpha`, geometric mean of both axes.
     :param core_slope: :math:`\beta > 1`.
-    :param background: :math:`C`, rad² per (cycle per diameter)².
+    :param plateau: :math:`C`, uniform part, rad² per (cycle per diameter)².
     :param ratio: of the widths :math:`\alpha` across and along the direction ``angle``, in
         :math:`\varrho^2 = q\, f_\text{along}^2 + f_\text{across}^2 / q`.
     :param angle: degrees from the column axis towards the row axis.
@@ -74,7 +74,7 @@ class ResidualPhase(NamedTuple):
     core_variance: Scalar = 0.0
     core_width: Scalar = 1.0
     core_slope: Scalar = 1.5
-    background: Scalar = 0.0
+    plateau: Scalar = 0.0
     ratio: Scalar = 1.0
     angle: Scalar = 0.0
 
@@ -91,7 +91,7 @@ class ResidualPhase(NamedTuple):
         return self._replace(
             fried=self.fried * ratio**1.2,
             core_variance=self.core_variance / ratio**2,
-            background=self.background / ratio**2,
+            plateau=self.plateau / ratio**2,
         )
 
 
@@ -119,7 +119,7 @@ def residual_psd(residual: ResidualPhase, cutoff: float, row: Tensor, column: Te
     halo = SPECTRUM * p.fried ** (-5 / 3) * radius.clamp_min(max(cutoff, 1e-9)) ** (-11 / 3)
     if cutoff == 0:
         return halo
-    return torch.where(radius <= cutoff, _core_psd(p, cutoff, row, column) + p.background, halo)
+    return torch.where(radius <= cutoff, _core_psd(p, cutoff, row, column) + p.plateau, halo)
 
 
 def residual_variance(residual: ResidualPhase, cutoff: float) -> Tensor:
@@ -143,7 +143,7 @@ def residual_variance(residual: ResidualPhase, cutoff: float) -> Tensor:
         raise ValueError(f"without correction the variance is infinite, got cutoff={cutoff}")
     p = residual
     halo = 1.2 * math.pi * SPECTRUM * (torch.as_tensor(p.fried) * cutoff) ** (-5 / 3)
-    return p.core_variance + math.pi * cutoff**2 * p.background + halo
+    return p.core_variance + math.pi * cutoff**2 * p.plateau + halo
 
 
 def structure_function(residual: ResidualPhase, cutoff: float, size: int) -> Tensor:
@@ -186,7 +186,7 @@ def structure_function(residual: ResidualPhase, cutoff: float, size: int) -> Ten
     halo = p.fried ** (-5 / 3) * seeing
     if cutoff == 0:
         return halo
-    return halo + p.background * disc + _core_structure(p, cutoff, size)
+    return halo + p.plateau * disc + _core_structure(p, cutoff, size)
 
 
 def adaptive_optics_psf(
@@ -300,7 +300,7 @@ def _quadrature(cutoff: float, size: int) -> tuple[Array, Array, Array, Array]:
 
 @lru_cache(maxsize=8)
 def _fixed_parts(cutoff: float, size: int) -> tuple[Array, Array]:
-    """Structure functions of the halo for a unit Fried parameter and of a unit background."""
+    """Structure functions of the halo for a unit Fried parameter and of a unit plateau."""
     nu = _separations(size)
     rho = np.hypot(nu[:, None], nu)
     seeing = KOLMOGOROV * rho ** (5 / 3)

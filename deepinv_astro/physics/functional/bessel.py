@@ -10,9 +10,10 @@ from torch import Tensor
 
 __all__ = ["bessel_ratio"]
 
-#: Below this argument the power series is used, above it the recurrence from orders 0 and 1.
-_SERIES_LIMIT = 16.0
-_SERIES_TERMS = 24
+#: Below this squared argument the power series is used, above it the recurrence from orders 0 and
+#: 1 of torch, which are wrong by up to 5e-7 for arguments from 3 to 12; both err by 1e-11 here.
+_SERIES_LIMIT = 14.0**2
+_SERIES_TERMS = 40
 
 
 def bessel_ratio(q: Tensor, order: int) -> Tensor:
@@ -54,7 +55,9 @@ class _BesselRatio(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, order: int) -> Tensor:
-        return torch.where(q < _SERIES_LIMIT, _series(q, order), _recurrence(q, order))
+        x = q.double()  # the terms of the series cancel
+        ratio = torch.where(x < _SERIES_LIMIT, _series(x, order), _recurrence(x, order))
+        return ratio.to(q.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:

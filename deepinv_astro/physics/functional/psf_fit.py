@@ -21,6 +21,8 @@ Bound = tuple[float, float]
 #: A direction of parameters is undetermined if it changes the model by less than this fraction of
 #: what each parameter alone does, squared.
 _SINGULAR = 1e-12
+#: A parameter is at a bound when nearer to it than this fraction of what the bounds allow.
+_AT_BOUND = 1e-6
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def fit_psf(
     jacobian = found.jac
     if noise is None and chi2 > 0:
         jacobian, chi2 = jacobian / math.sqrt(chi2), 1.0
-    held = found.active_mask != 0
+    held = problem.at_bound(found.x)
     covariance, unknown = _covariance(jacobian, held)
     x = torch.from_numpy(found.x)
     parts = problem.split(x)
@@ -197,6 +199,13 @@ class _Problem:
             )
         if self.data <= len(self.start):
             raise ValueError(f"{self.data} pixels cannot determine {len(self.start)} parameters")
+
+    def at_bound(self, x: Array) -> NDArray[np.bool_]:
+        """Which parameters are as good as at a bound; the solver itself stays just inside."""
+        low, high = self.bounds
+        span = np.where(np.isfinite(high - low), high - low, np.maximum(1.0, np.abs(x)))
+        near: NDArray[np.bool_] = np.minimum(x - low, high - x) <= _AT_BOUND * span
+        return near
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
         """Parameters by name, the fixed ones included."""

@@ -183,7 +183,8 @@ def pupil_otf(pupil: Tensor, phase: Tensor | None = None) -> Tensor:
             f"got {tuple(pupil.shape)} and {None if phase is None else tuple(phase.shape)}"
         )
     field = pupil if phase is None else pupil * torch.exp(1j * phase)
-    power = torch.fft.fft2(field, s=(2 * n, 2 * n)).abs().square()
+    focal = torch.fft.fft2(field, s=(2 * n, 2 * n))
+    power = focal.real.square() + focal.imag.square()
     otf = torch.fft.fftshift(torch.fft.ifft2(power), dim=(-2, -1))[..., 1:, 1:]
     return otf / pupil.abs().square().sum(dim=(-2, -1), keepdim=True)
 
@@ -239,7 +240,7 @@ def otf_psf(
         p = torch.arange(size, dtype=real, device=otf.device) - size // 2
         turns = (p - star[..., axis, None])[..., :, None] * nu[..., None, :]
         wave = torch.exp(-2j * math.pi * turns)
-        kernels.append(wave * torch.sinc(nu)[..., None, :])
+        kernels.append(wave * _sinc(nu)[..., None, :])
     psf = (kernels[0] @ otf @ kernels[1].mT).real
     return psf / psf.sum(dim=(-2, -1), keepdim=True)
 
@@ -341,6 +342,12 @@ def wavefront_psf(
         return pupil_psf(shape, pupil, sampling * scale, phase=phase, offset=offset)
 
     return _band_mean(at, bandwidth, steps)
+
+
+def _sinc(x: Tensor) -> Tensor:
+    """sin(pi x) / (pi x), whose second derivatives at zero are finite in torch too."""
+    away = math.pi * torch.where(x == 0, 1.0, x)
+    return torch.where(x == 0, 1.0, torch.sin(away) / away)
 
 
 def _band_mean(at: Callable[[float], Tensor], bandwidth: float, steps: int) -> Tensor:
