@@ -111,7 +111,7 @@ def assert_unbiased(
         AssertionError: the loss is ... times the true risk ...
     """
     model = loss.adapt_model(model)
-    _set_training(loss, model, training=True)
+    loss.train()
     differences, risks = [], []
     with _seeded(seed, loss, physics, model), torch.no_grad():
         for _ in range(draws):
@@ -211,7 +211,7 @@ def assert_loss_quiet(
     r"""A loss changes its state in training mode with gradients, and at no other time.
 
     It is evaluated with the loss in ``eval`` mode, with the model in ``eval`` mode, and in training
-    mode under ``torch.no_grad``.
+    mode under ``torch.no_grad``, on a reconstruction made in training mode.
 
     :param deepinv.loss.Loss loss: the loss.
     :param deepinv.physics.Physics physics: the operator, with its noise.
@@ -250,9 +250,8 @@ def assert_loss_quiet(
     )
     for name, loss_trains, model_trains, gradient in modes:
         loss.train(loss_trains)
-        model.train(model_trains)
         with torch.set_grad_enabled(gradient):
-            _assert_still(loss, physics, model, x, steps, seed, name)
+            _assert_still(loss, physics, model, x, steps, seed, name, model_trains)
 
 
 def assert_validation_quiet(
@@ -284,8 +283,8 @@ def assert_validation_quiet(
         ... )
     """
     model = loss.adapt_model(model)
-    _set_training(loss, model, training=True)
-    _assert_still(loss, physics, model, x, steps, seed, "without backward")
+    loss.train()
+    _assert_still(loss, physics, model, x, steps, seed, "without backward", model_trains=True)
 
 
 def assert_loss_double(
@@ -326,7 +325,6 @@ def assert_loss_double(
         scaled = _Scaled(copy.deepcopy(model).to(dtype), torch.zeros((), dtype=dtype))
         adapted = own.adapt_model(scaled).to(dtype)
         own.eval()
-        adapted.train()
 
         def value(
             s: float,
@@ -380,16 +378,20 @@ def _reconstruct(model: Module, y: Tensor, physics: Physics) -> Tensor:
     return out
 
 
-def _evaluate(loss: Loss, physics: Physics, model: Module, x: Tensor) -> _Evaluation:
+def _evaluate(
+    loss: Loss, physics: Physics, model: Module, x: Tensor, model_trains: bool = True
+) -> _Evaluation:
     y = physics(x)
+    model.train()
     x_net = _reconstruct(model, y, physics)
+    model.train(model_trains)
     value = loss(x_net=x_net, x=x, y=y, physics=physics, model=model, epoch=0)
     return _Evaluation(value, x_net)
 
 
 def _train(loss: Loss, physics: Physics, model: Module, x: Tensor, steps: int, seed: int) -> None:
     """Steps of a training in which only the state of the loss moves."""
-    _set_training(loss, model, training=True)
+    loss.train()
     with _seeded(seed, loss, physics, model), torch.enable_grad():
         for _ in range(steps):
             value = _evaluate(loss, physics, model, x).loss.mean()
@@ -398,23 +400,25 @@ def _train(loss: Loss, physics: Physics, model: Module, x: Tensor, steps: int, s
 
 
 def _assert_still(
-    loss: Loss, physics: Physics, model: Module, x: Tensor, steps: int, seed: int, when: str
+    loss: Loss,
+    physics: Physics,
+    model: Module,
+    x: Tensor,
+    steps: int,
+    seed: int,
+    when: str,
+    model_trains: bool,
 ) -> None:
     before = copy.deepcopy(_floats(loss.state_dict()))
     with _seeded(seed, loss, physics, model):
         for _ in range(steps):
-            _evaluate(loss, physics, model, x)
+            _evaluate(loss, physics, model, x, model_trains)
     moved = [k for k, v in _floats(loss.state_dict()).items() if not torch.equal(v, before[k])]
     if moved:
         raise AssertionError(f"{when}, the state {', '.join(moved)} changes")
     graphs = [name for name, value in loss.named_buffers() if value.grad_fn is not None]
     if graphs:
         raise AssertionError(f"{when}, the state {', '.join(graphs)} holds a graph")
-
-
-def _set_training(loss: Loss, model: Module, *, training: bool) -> None:
-    loss.train(training)
-    model.train(training)
 
 
 def _floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
