@@ -15,9 +15,6 @@ from deepinv_astro.physics.functional.psf_shapes import gaussian_psf
 
 __all__ = ["PSFBasis", "psf_basis", "register_psfs", "shift_stamp"]
 
-#: Pixels mirrored at each edge of a stamp before it is shifted by its Fourier series.
-_MARGIN = 16
-
 
 @dataclass(frozen=True)
 class PSFBasis:
@@ -177,8 +174,8 @@ def shift_stamp(stamp: Tensor, offset: Tensor) -> Tensor:
 
         \tilde h(\omega) \mapsto \tilde h(\omega)\, e^{-i \omega \cdot \delta}
 
-    The edges are extended by their mirror image, so that what leaves one side does not come back
-    on the other.
+    The stamp is continued by its mirror image, which makes it continuous and periodic: what leaves
+    one side does not come back on the other.
 
     :param torch.Tensor stamp: ``(..., k, l)``.
     :param torch.Tensor offset: :math:`\delta`, rows and columns, ``(..., 2)``, to broadcast.
@@ -195,19 +192,17 @@ def shift_stamp(stamp: Tensor, offset: Tensor) -> Tensor:
         >>> divmod(int(moved.argmax()), 17)
         (9, 8)
     """
-    indices, crops, phases = [], [], []
+    phases = []
     for axis, size in enumerate(stamp.shape[-2:]):
-        index = torch.arange(-_MARGIN, size + _MARGIN, device=stamp.device) % (2 * size)
-        indices.append(torch.where(index < size, index, 2 * size - 1 - index))
-        crops.append(slice(_MARGIN, _MARGIN + size))
-        frequency = torch.fft.fftfreq(size + 2 * _MARGIN, dtype=stamp.dtype, device=stamp.device)
+        frequency = torch.fft.fftfreq(2 * size, dtype=stamp.dtype, device=stamp.device)
         turn = 2 * math.pi * frequency * offset[..., axis, None]
         # the highest frequency of an even length stands for both signs: only its cosine is real
         sine = torch.where(frequency.abs() == 0.5, 0.0, torch.sin(turn))
         phases.append(torch.complex(torch.cos(turn), -sine))
-    wide = stamp[..., indices[0], :][..., indices[1]]
+    wide = torch.cat([stamp, stamp.flip(-1)], -1)
+    wide = torch.cat([wide, wide.flip(-2)], -2)
     spectrum = torch.fft.fft2(wide) * phases[0][..., :, None] * phases[1][..., None, :]
-    return torch.fft.ifft2(spectrum).real[..., crops[0], crops[1]]
+    return torch.fft.ifft2(spectrum).real[..., : stamp.shape[-2], : stamp.shape[-1]]
 
 
 def _unit_sum(psfs: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ Bound = tuple[float, float]
 #: A direction of parameters is undetermined if it changes the model by less than this fraction of
 #: what each parameter alone does, squared.
 _SINGULAR = 1e-12
+#: A parameter has no effect where its derivative is smaller than the largest by this.
+_NO_EFFECT = 1e-12
 #: A parameter is at a bound when nearer to it than this fraction of what the bounds allow.
 _AT_BOUND = 1e-6
 
@@ -128,9 +130,9 @@ def fit_psf(
         problem.jacobian,
         bounds=problem.bounds,
         x_scale="jac",
-        xtol=1e-12,
-        ftol=1e-12,
-        gtol=1e-12,
+        xtol=1e-10,
+        ftol=1e-10,
+        gtol=1e-10,
         max_nfev=max_evaluations,
     )
     free = problem.data - len(found.x)
@@ -179,8 +181,8 @@ class _Problem:
         self.fixed = dict(fixed)
         self.own = list(start)
         guess = {k: torch.as_tensor(v).detach().double().cpu() for k, v in start.items()}
+        _check_names({*start}, {*bounds}, {*fixed})
         guess |= _nuisance(self.stamp, self.weight, psf, guess, self.fixed)
-        _check_names(self.own, guess, bounds, fixed)
         self.shapes = {k: v.shape for k, v in guess.items()}
         self.start = torch.cat([v.flatten() for v in guess.values()]).numpy()
         limits = {"row": (-3.0, 3.0), "column": (-3.0, 3.0), **bounds}
@@ -236,8 +238,13 @@ class _Problem:
         weighted = self.weighted(at)
         v = torch.zeros_like(weighted, requires_grad=True)
         (product,) = torch.autograd.grad(weighted, at, v, create_graph=True)
-        columns = [torch.autograd.grad(element, v, retain_graph=True)[0] for element in product]
-        jacobian: Array = torch.stack(columns, dim=1).numpy()
+        basis = torch.eye(len(at), dtype=at.dtype)
+        (rows,) = torch.autograd.grad(product, v, basis, is_grads_batched=True)
+        jacobian: Array = rows.T.numpy()
+        # what rounding leaves of a derivative that is zero, such as that by the angle of a circle,
+        # would be taken for a scale
+        effect = np.linalg.norm(jacobian, axis=0) * np.maximum(1.0, np.abs(x))
+        jacobian[:, effect <= _NO_EFFECT * effect.max()] = 0.0
         return jacobian
 
 
@@ -283,16 +290,9 @@ def _nuisance(
     return {k: v.double() for k, v in start.items() if k not in fixed}
 
 
-def _check_names(
-    own: list[str],
-    guess: Mapping[str, Tensor],
-    bounds: Mapping[str, Bound],
-    fixed: Mapping[str, float],
-) -> None:
+def _check_names(own: set[str], bounds: set[str], fixed: set[str]) -> None:
     nuisance = {"row", "column", "flux", "background"}
-    wrong = {*own} & {*nuisance, "offset"}
-    wrong |= {*fixed} - nuisance
-    wrong |= {*bounds} - {*guess}
+    wrong = own & (nuisance | {"offset"}) | fixed - nuisance | bounds - (own | nuisance - fixed)
     if wrong:
         raise ValueError(
             f"{sorted(wrong)}: start holds parameters of the PSF, fixed some of {sorted(nuisance)}, "

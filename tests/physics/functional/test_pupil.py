@@ -7,12 +7,15 @@ import math
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.ndimage
 import scipy.special
 import torch
 
 from deepinv_astro.physics.functional.pupil import (
+    KECK,
     VLT,
     PupilShape,
+    SegmentedShape,
     focal_field,
     pupil_grid,
     telescope_pupil,
@@ -47,6 +50,42 @@ def test_vlt_pupil_has_both_mirror_symmetries():
     assert torch.equal(pupil, pupil.flip(0))
     assert torch.equal(pupil, pupil.flip(1))
     assert not torch.equal(pupil, pupil.T)  # arms 101 degrees apart, not 90
+
+
+@pytest.mark.parametrize(("rings", "gap"), [(1, 0.0), (2, 0.02), (3, 0.01)])
+def test_segments_have_their_number_area_and_circle(rings, gap):
+    shape = SegmentedShape(rings, gap)
+    count = 3 * rings * (rings + 1)
+    pupil = telescope_pupil(150, shape, oversampling=4)
+    segment = math.sqrt(3) / 2 * shape.width() ** 2
+    assert float(pupil.mean()) == pytest.approx(count * segment, rel=2e-3)
+    row, column = pupil_grid(1200)
+    mirror = shape.mirror(row, column)
+    radius = torch.hypot(row, column)[mirror]
+    assert float(radius.max()) == pytest.approx(0.5, abs=1.5e-3)  # corners on the circle
+    assert float(radius.min()) == pytest.approx(shape.width() / 2 + gap, abs=1.5e-3)
+    if gap:
+        labels, found = scipy.ndimage.label(mirror.numpy())
+        assert found == count
+        sizes = np.bincount(labels.ravel())[1:] / 1200**2
+        np.testing.assert_allclose(sizes, segment, rtol=0.02)
+
+
+def test_keck_has_36_segments_and_six_fold_symmetry():
+    assert KECK.width() * 10.95 == pytest.approx(math.sqrt(3) * 0.9, rel=2e-3)
+    pupil = telescope_pupil(120, KECK, oversampling=4)
+    assert torch.equal(pupil, pupil.flip(0))
+    assert torch.equal(pupil, pupil.flip(1))
+    turned = scipy.ndimage.rotate(pupil.numpy(), 60, reshape=False, order=1)
+    assert np.abs(turned - pupil.numpy()).mean() < 0.02
+    assert np.abs(pupil.numpy() - pupil.numpy().T).mean() > 0.02  # not four-fold
+    hole = torch.hypot(*pupil_grid(120)) < 1.25 / 10.95
+    assert float(pupil[hole].max()) == 0.0
+    # segments, less the ring of the obscuration beyond the missing one, less the arms
+    area = 36 * math.sqrt(3) / 2 * KECK.width() ** 2
+    beyond = math.pi / 4 * KECK.obscuration**2 - math.sqrt(3) / 2 * (KECK.width() + KECK.gap) ** 2
+    arms = 6 * KECK.spider_width * (0.47 - KECK.obscuration / 2)
+    assert float(pupil.mean()) == pytest.approx(area - beyond - arms, rel=5e-3)
 
 
 def test_zernike_polynomials_are_orthonormal_and_named_as_noll_does():
