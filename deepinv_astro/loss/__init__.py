@@ -1,5 +1,12 @@
 """What training minimises without ground truth."""
 
+from deepinv_astro.loss.covariances import (
+    CovarianceFamily,
+    PoissonGaussian,
+    RegionVariances,
+    StationaryKernel,
+)
+from deepinv_astro.loss.calibration import CalibrationLoss
 from deepinv_astro.loss.recorrupted import (
     RecorruptedLoss,
     RecorruptedModel,
@@ -11,13 +18,28 @@ from deepinv_astro.loss.sure import (
     SUREPoissonGaussianLoss,
     without_temporal_mean,
 )
+from deepinv_astro.loss.unsure import (
+    NoiseEstimate,
+    UNSURELoss,
+    corrected_variance,
+    estimate_noise,
+)
 
 __all__ = [
+    "CalibrationLoss",
+    "CovarianceFamily",
+    "NoiseEstimate",
+    "PoissonGaussian",
     "RecorruptedLoss",
     "RecorruptedModel",
     "RecorruptedPair",
+    "RegionVariances",
     "SUREGaussianLoss",
     "SUREPoissonGaussianLoss",
+    "StationaryKernel",
+    "UNSURELoss",
+    "corrected_variance",
+    "estimate_noise",
     "recorrupt",
     "without_temporal_mean",
 ]
