@@ -1,0 +1,118 @@
+"""deepinv's own tests of losses, as its wheel ships them, run against ours.
+
+Their module is loaded from the installed package and its makers of losses are replaced; nothing is
+copied. A family of losses joins by a line in a table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import deepinv
+import pytest
+import torch
+
+from deepinv_astro.loss import RecorruptedLoss, SUREGaussianLoss, SUREPoissonGaussianLoss
+from deepinv_astro.physics import DetectorNoise, HeteroscedasticNoise, StationaryNoise
+
+pytestmark = pytest.mark.filterwarnings("default")  # their code, their warnings
+
+_KERNEL = 0.05 * torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+
+#: Losses that estimate the mean square error of noise, by name: a pair of loss and noise.
+RISKS = {
+    "GaussianOfTheirs": lambda: (SUREGaussianLoss(), deepinv.physics.GaussianNoise(0.1)),
+    "Heteroscedastic": lambda: (
+        SUREGaussianLoss(),
+        HeteroscedasticNoise(torch.tensor([0.05, 0.1, 0.2]), per="channel"),
+    ),
+    "Correlated": lambda: (SUREGaussianLoss(), StationaryNoise(_KERNEL)),
+    "PoissonGaussianOfTheirs": lambda: (
+        SUREPoissonGaussianLoss(),
+        deepinv.physics.PoissonGaussianNoise(sigma=0.1, gain=0.1),
+    ),
+    "Detector": lambda: (SUREPoissonGaussianLoss(), DetectorNoise(10.0, 1.0, 0.5)),
+    "PoissonOfTheirs": lambda: (SUREPoissonGaussianLoss(), deepinv.physics.PoissonNoise(0.1)),
+}
+
+#: Losses that recorrupt, by name: a pair of loss and noise.
+RECORRUPTED = {
+    "PoissonOfTheirs": lambda: (RecorruptedLoss(alpha=0.9999), deepinv.physics.PoissonNoise(1.0)),
+    "Gaussian": lambda: (RecorruptedLoss(alpha=0.999), HeteroscedasticNoise(0.1)),
+    "GaussianOfTheirs": lambda: (
+        RecorruptedLoss(alpha=0.999),
+        deepinv.physics.GaussianNoise(0.1),
+    ),
+    "Correlated": lambda: (RecorruptedLoss(alpha=0.999), StationaryNoise(_KERNEL)),
+    "Detector": lambda: (RecorruptedLoss(alpha=0.9999), DetectorNoise(1.0)),
+    "GammaOfTheirs": lambda: (RecorruptedLoss(alpha=0.999), deepinv.physics.GammaNoise(10.0)),
+}
+
+#: Losses with which a network is trained by Trainer on masked images, and must improve.
+TRAINED = {
+    "sure": lambda: SUREGaussianLoss(HeteroscedasticNoise(0.01)),
+    "sure_correlated": lambda: SUREGaussianLoss(StationaryNoise(0.1 * _KERNEL)),
+    "sure_photons": lambda: SUREPoissonGaussianLoss(DetectorNoise(1e4, 1.0)),
+    "recorrupted": lambda: RecorruptedLoss(HeteroscedasticNoise(0.1)),
+}
+
+
+def _load(name: str) -> types.ModuleType:
+    """A module of their tests, with its neighbours at hand while it is loaded."""
+    folder = Path(deepinv.__file__).parent / "tests"
+    own = {key: sys.modules.pop(key, None) for key in ("conftest", "dummy")}
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location(f"deepinv_own_{name}", folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+        for key, value in own.items():
+            sys.modules.pop(key, None)
+            if value is not None:
+                sys.modules[key] = value
+    return module
+
+
+_theirs = _load("test_loss")
+_theirs.choose_sure = lambda noise_type: RISKS[noise_type]()
+_theirs.choose_r2r = lambda noise_type: RECORRUPTED[noise_type]()
+_theirs.choose_loss = lambda loss_name, *args, **kwargs: [TRAINED[loss_name]()]
+# in place: the marks of their tests hold the same lists
+_theirs.LIST_SURE[:], _theirs.LIST_R2R[:], _theirs.LOSSES[:] = RISKS, RECORRUPTED, TRAINED
+
+test_sure = _theirs.test_sure
+test_r2r = _theirs.test_r2r
+test_losses = _theirs.test_losses
+imsize, physics, dataset = _theirs.imsize, _theirs.physics, _theirs.dataset
+non_blocking_plots = _theirs.non_blocking_plots
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def rng(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("test", "name", "table"),
+    [
+        (test_sure, "noise_type", RISKS),
+        (test_r2r, "noise_type", RECORRUPTED),
+        (test_losses, "loss_name", TRAINED),
+    ],
+    ids=["test_sure", "test_r2r", "test_losses"],
+)
+def test_their_tests_aim_at_ours(test, name, table):
+    """A new deepinv may rename its tests: then this module must not pass by being empty."""
+    (names,) = (mark.args[1] for mark in test.pytestmark if mark.args[0] == name)
+    assert set(names) == set(table)
