@@ -30,7 +30,9 @@ Array = NDArray[np.float64]
 KOLMOGOROV = 2 * (24 / 5 * math.gamma(6 / 5)) ** (5 / 6)
 SPECTRUM = KOLMOGOROV * math.gamma(11 / 6) ** 2 / (4 * math.pi ** (11 / 3))
 # How much finer the quadrature of the core is at frequency zero than at the cutoff, as a sinh.
-_STRETCH = 2.0
+_STRETCH = 3.0
+# Below this width of the core, in cycles per diameter, that quadrature is too coarse.
+_NARROWEST = 0.05
 
 
 class ResidualPhase(NamedTuple):
@@ -53,7 +55,9 @@ class ResidualPhase(NamedTuple):
 
     :param fried: Fried parameter :math:`r_0 / D` at the wavelength of the image.
     :param core_variance: :math:`A`, rad²; the variance of the core where ``ratio`` is 1.
-    :param core_width: :math:`\alpha`, geometric mean of both axes.
+    :param core_width: :math:`\alpha`, geometric mean of both axes; at least 0.05 on each. The
+        structure function is exact to 0.02 % from 0.1 on, and to 0.1 % at
+        0.05 for :math:`\beta < 2.5`.
     :param core_slope: :math:`\beta > 1`.
     :param plateau: :math:`C`, uniform part, rad² per (cycle per diameter)².
     :param ratio: of the widths :math:`\alpha` across and along the direction ``angle``, in
@@ -249,6 +253,12 @@ def _check(p: ResidualPhase) -> None:
         value = getattr(p, name)
         if not bool((value > 0).all()):
             raise ValueError(f"{name} must be positive, got {value.flatten().tolist()}")
+    narrow = torch.as_tensor(p.core_width) * torch.minimum(p.ratio, 1 / p.ratio) ** 0.5
+    if not bool((narrow >= _NARROWEST).all()):
+        raise ValueError(
+            f"core_width must be at least {_NARROWEST} cycles per diameter on both axes: what is "
+            f"narrower is a jitter of the star, got {float(narrow.min()):g}"
+        )
     if not bool((torch.as_tensor(p.core_slope) > 1).all()):
         raise ValueError(f"core_slope must be above 1 for a finite variance, got {p.core_slope}")
 
@@ -283,10 +293,10 @@ def _core_structure(p: ResidualPhase, cutoff: float, size: int) -> Tensor:
 def _quadrature(cutoff: float, size: int) -> tuple[Array, Array, Array, Array]:
     """Frequencies of an axis, their weights, the share of each cell in the disc, separations.
 
-    The steps follow a sinh; at the cutoff they are 0.3 cycles per diameter, which samples the
+    The steps follow a sinh; at the cutoff they are at most 0.3 cycles per diameter, which samples the
     cosines of the largest separations.
     """
-    steps = math.ceil(_STRETCH / math.tanh(_STRETCH) * cutoff / 0.3)
+    steps = max(64, math.ceil(_STRETCH / math.tanh(_STRETCH) * cutoff / 0.3))
     grid = np.arange(-steps - 1, steps + 2) / steps
     scale = cutoff / math.sinh(_STRETCH)
     f = scale * np.sinh(_STRETCH * grid)

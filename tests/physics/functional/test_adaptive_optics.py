@@ -73,7 +73,7 @@ def test_variance_of_turbulence_is_that_of_noll():
     assert float(-piston - tip - tilt) == pytest.approx(0.134, rel=0.03)
 
 
-@pytest.mark.parametrize(("cutoff", "error"), [(3.0, 4e-4), (7.0, 1e-4), (20.0, 1e-4)])
+@pytest.mark.parametrize(("cutoff", "error"), [(3.0, 2e-4), (7.0, 1e-4), (20.0, 1e-4)])
 def test_core_against_polar_quadrature(cutoff, error):
     p = residual(plateau=1e-3, ratio=0.6, angle=25.0)
     n = 32
@@ -87,6 +87,22 @@ def test_core_against_polar_quadrature(cutoff, error):
         phase = 2 * math.pi * (row * (i - 31) / n + column * (j - 31) / n).numpy()
         total = (2 * psd * (1 - np.cos(phase)) * (weight * f)[:, None]).sum() * 2 * math.pi / 360
         assert float(found[i, j]) == pytest.approx(total, rel=error, abs=2e-5)
+
+
+@pytest.mark.parametrize(("width", "slope", "error"), [(0.05, 2.4, 1e-3), (0.1, 5.0, 2e-4)])
+def test_narrow_cores_are_as_exact_as_stated(width, slope, error):
+    found = structure_function(residual(core_width=width, core_slope=slope), 7.0, 8)
+    found = found - structure_function(ResidualPhase(scalar(0.05)), 7.0, 8)
+    for steps in (1, 6):
+
+        def integrand(f, rho=steps / 8):
+            density = (slope - 1) / (math.pi * width**2) * (1 + (f / width) ** 2) ** -slope
+            return f * density * (1 - scipy.special.j0(2 * math.pi * f * rho))
+
+        parts = [scipy.integrate.quad(integrand, *ends)[0] for ends in ((0, 0.5), (0.5, 7.0))]
+        share = 1 - (1 + (7.0 / width) ** 2) ** (1 - slope)
+        expected = 4 * math.pi * 0.5 * sum(parts) / share
+        assert float(found[7, 7 + steps]) == pytest.approx(expected, rel=error)
 
 
 @pytest.mark.parametrize("cutoff", [2.0, 12.0])
@@ -227,6 +243,8 @@ def test_wrong_input_is_refused():
         structure_function(residual(), -1.0, 8)
     with pytest.raises(ValueError, match="fried must be positive"):
         structure_function(residual(fried=0.0), 3.0, 8)
+    with pytest.raises(ValueError, match=r"core_width .* on both axes.*got 0\.04"):
+        structure_function(residual(core_width=0.08, ratio=0.25), 3.0, 8)
     with pytest.raises(ValueError, match="core_slope must be above 1"):
         structure_function(residual(core_slope=1.0), 3.0, 8)
     with pytest.raises(ValueError, match="variance is infinite"):
