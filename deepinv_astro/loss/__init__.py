@@ -1,12 +1,12 @@
 """What training minimises without ground truth."""
 
+from deepinv_astro.loss.calibration import CalibrationLoss
 from deepinv_astro.loss.covariances import (
     CovarianceFamily,
     PoissonGaussian,
     RegionVariances,
     StationaryKernel,
 )
-from deepinv_astro.loss.calibration import CalibrationLoss
 from deepinv_astro.loss.recorrupted import (
     RecorruptedLoss,
     RecorruptedModel,

@@ -1,6 +1,7 @@
 """Reconstructors: classical and learned; one published method per file."""
 
 from deepinv_astro.models.annular import AnnularPCA
+from deepinv_astro.models.calibrated import Calibrated
 from deepinv_astro.models.combine import temporal_mean, temporal_median
 from deepinv_astro.models.derotate import derotate, turn
 from deepinv_astro.models.ipca import IterativePCA
@@ -10,6 +11,7 @@ from deepinv_astro.models.pca import PCA
 __all__ = [
     "PCA",
     "AnnularPCA",
+    "Calibrated",
     "IterativePCA",
     "MedianADI",
     "derotate",

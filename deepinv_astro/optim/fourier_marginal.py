@@ -16,7 +16,7 @@ from deepinv_astro.physics.functional.otf import centred_otf
 #: power of natural images and of disks falls as the frequency to the power -2 to -4.
 SLOPE, SLOPE_STD = 3.0, 1.5
 KNEE, KNEE_LOG_STD = 0.03, 1.5
-#: Steps of Fisher scoring to the amplitude of an image, of at most a factor e each.
+#: Most steps of Fisher scoring to the amplitude of an image, of at most a factor e each.
 AMPLITUDE_STEPS = 20
 
 
@@ -140,16 +140,16 @@ class FourierMarginal(CalibrationLikelihood):
         return self.noise * torch.exp(self.noise_log_std * nuisance[2])
 
     def periodogram(self, y: Tensor) -> Tensor:
-        r""":math:`P_y = |\mathcal F (w (y - \bar y))|^2 / \sum w^2`, shape of ``y``."""
+        r""":math:`P_y = |\mathcal F (w (y - \bar y))|^2 / \sum w^2`, in the layout of ``rfft2``."""
         if y.ndim != 4:
             raise ValueError(f"y must be images (B, C, h, w), got shape {tuple(y.shape)}")
         window = torch.ones_like(y[0, 0]) if self.window is None else self.window
         mean = (window * y).sum((-2, -1), keepdim=True) / window.sum()
-        power = torch.fft.fft2(window * (y - mean)).abs().square()
+        power = torch.fft.rfft2(window * (y - mean)).abs().square()
         return power / window.square().sum()
 
     def expected(self, psf: Tensor, y: Tensor, nuisance: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Expectation of the periodogram of the sky for :math:`A = 1`, ``(B, c, h, w)``, and of the noise."""
+        r"""Expectations of the periodograms of the sky for :math:`A = 1` and of the noise, as of ``rfft2``."""
         h, w = y.shape[-2:]
         finer = 1 if self.window is None else 2  # lags up to the size of the image, both signs
         signal = self._blurred_spectrum(psf, (h * finer, w * finer), nuisance)
@@ -158,9 +158,11 @@ class FourierMarginal(CalibrationLikelihood):
             lags = torch.fft.ifft2(lags).real / self.window.square().sum()
             seen = torch.fft.fft2(torch.fft.ifft2(signal) * lags).real
             signal = seen[..., ::2, ::2].clamp(min=0)  # of rounding errors
+        signal, noise = signal[..., : w // 2 + 1], self.noise_spectrum(nuisance)
+        noise = noise[..., : w // 2 + 1] if noise.ndim else noise
         if len(y) % len(signal):
             raise ValueError(f"{len(y)} images cannot use {len(signal)} PSFs")
-        return signal.repeat(len(y) // len(signal), 1, 1, 1), self.noise_spectrum(nuisance)
+        return signal.repeat(len(y) // len(signal), 1, 1, 1), noise
 
     def _blurred_spectrum(self, psf: Tensor, size: tuple[int, int], nuisance: Tensor) -> Tensor:
         """Of the blurred and sampled sky, on a grid of data frequencies."""
@@ -176,12 +178,13 @@ class FourierMarginal(CalibrationLikelihood):
         return aliases.mean((-4, -2))
 
     def _weights(self, y: Tensor) -> Tensor:
-        """1 for frequencies that count, less for a window, 0 for the mean and what leaks from it."""
+        """How many frequencies each stands for, less for a window; 0 for the mean and what leaks from it."""
         h, w = y.shape[-2:]
         reach = 0 if self.window is None else 2
-        row = torch.fft.fftfreq(h, 1 / h).abs() <= reach
-        column = torch.fft.fftfreq(w, 1 / w).abs() <= reach
-        weights = (~(row[:, None] & column)).to(y)
+        column = torch.arange(w // 2 + 1, device=y.device)
+        row = torch.fft.fftfreq(h, 1 / h, device=y.device).abs() <= reach
+        weights = (~(row[:, None] & (column <= reach))).to(y)
+        weights = weights * (1 + ((column > 0) & (2 * column < w)).to(y))  # and its conjugate
         if self.window is not None:
             square = self.window.square()
             weights = weights * square.sum() ** 2 / (square.square().sum() * h * w)
@@ -237,6 +240,8 @@ def _best_amplitude(signal: Tensor, noise: Tensor, power: Tensor, weights: Tenso
         slope = total(share * (1 - power / spectrum))
         step = slope / total(share.square()).clamp(min=torch.finfo(power.dtype).tiny)
         log_amplitude = (log_amplitude - step.clamp(-1, 1)).clamp(start - 10, start + 10)
+        if float(step.abs().max()) < 1e-9:
+            break
     return log_amplitude.exp()
 
 
