@@ -318,7 +318,7 @@ class StationaryKernel(CovarianceFamily):
         basis = self._spectra(size).to(power)
         q = basis.mT @ (weight[:, None] * basis)
         eta = torch.linalg.lstsq(q, basis.mT @ (weight * power)).solution
-        return self.feasible(eta).to(y)
+        return self.feasible(eta.to(y))
 
     def feasible(self, eta: Tensor) -> Tensor:
         """White noise is added until the spectrum is positive."""
