@@ -104,12 +104,7 @@ class PatchNoise(GaussianModel):
                 f"factor must hold {tiles} matrices of {places} x {places} as the index does, "
                 f"got shape {tuple(value.shape)}"
             )
-        factor = factor if factor.ndim == 5 else factor[:, None]
-        return factor * self._real.to(factor)[..., None]  # no noise where there is no pixel
-
-    @property
-    def _real(self) -> Tensor:
-        return self.index < self.size[0] * self.size[1]
+        return factor if factor.ndim == 5 else factor[:, None]
 
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw noise; see :meth:`GaussianModel.sample`."""
@@ -127,7 +122,9 @@ class PatchNoise(GaussianModel):
         :raises ValueError: if the covariance of a tile is singular.
         """
         factor = self._factor_for(v)
-        root, info = torch.linalg.cholesky_ex(_on_places(factor @ factor.mT, self._real))
+        root, info = torch.linalg.cholesky_ex(
+            _on_places(factor @ factor.mT, self.index < prod(self.size))
+        )
         if bool((info > 0).any()):
             raise ValueError("precision needs invertible covariances: a factor is singular")
         return self._scatter(torch.cholesky_solve(self._gather(v), root), v)
