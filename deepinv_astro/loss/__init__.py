@@ -13,6 +13,11 @@ from deepinv_astro.loss.recorrupted import (
     RecorruptedPair,
     recorrupt,
 )
+from deepinv_astro.loss.score import (
+    ScoreDenoiser,
+    ScoreMatchingLoss,
+    closed_form_multipliers,
+)
 from deepinv_astro.loss.sure import (
     SUREGaussianLoss,
     SUREPoissonGaussianLoss,
@@ -36,8 +41,11 @@ __all__ = [
     "RegionVariances",
     "SUREGaussianLoss",
     "SUREPoissonGaussianLoss",
+    "ScoreDenoiser",
+    "ScoreMatchingLoss",
     "StationaryKernel",
     "UNSURELoss",
+    "closed_form_multipliers",
     "corrected_variance",
     "estimate_noise",
     "recorrupt",
