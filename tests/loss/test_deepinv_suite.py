@@ -15,12 +15,29 @@ import deepinv
 import pytest
 import torch
 
-from deepinv_astro.loss import RecorruptedLoss, SUREGaussianLoss, SUREPoissonGaussianLoss
+from deepinv_astro.loss import (
+    PoissonGaussian,
+    RecorruptedLoss,
+    RegionVariances,
+    StationaryKernel,
+    SUREGaussianLoss,
+    SUREPoissonGaussianLoss,
+    UNSURELoss,
+)
 from deepinv_astro.physics import DetectorNoise, HeteroscedasticNoise, StationaryNoise
 
 pytestmark = pytest.mark.filterwarnings("default")  # their code, their warnings
 
 _KERNEL = 0.05 * torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+
+
+def _learned(family, multipliers):
+    """UNSURE that has learned these multipliers: theirs starts at the truth as well."""
+    loss, truth = UNSURELoss(family), torch.tensor(multipliers)
+    state = {"multipliers": truth, "ceiling": 4 * truth.abs(), "started": torch.tensor(True)}
+    loss.load_state_dict({**loss.state_dict(), **state})
+    return loss
+
 
 #: Losses that estimate the mean square error of noise, by name: a pair of loss and noise.
 RISKS = {
@@ -36,6 +53,18 @@ RISKS = {
     ),
     "Detector": lambda: (SUREPoissonGaussianLoss(), DetectorNoise(10.0, 1.0, 0.5)),
     "PoissonOfTheirs": lambda: (SUREPoissonGaussianLoss(), deepinv.physics.PoissonNoise(0.1)),
+    "GaussianUnknown": lambda: (
+        _learned(RegionVariances(), [0.01]),
+        deepinv.physics.GaussianNoise(0.1),
+    ),
+    "CorrelatedUnknown": lambda: (
+        _learned(StationaryKernel(2), [0.01, 0.005, 0.0025, 0.005, 0.0025]),
+        StationaryNoise(_KERNEL),
+    ),
+    "PoissonGaussianUnknown": lambda: (
+        _learned(PoissonGaussian(), [0.01, 0.1]),
+        deepinv.physics.PoissonGaussianNoise(sigma=0.1, gain=0.1),
+    ),
 }
 
 #: Losses that recorrupt, by name: a pair of loss and noise.
@@ -57,6 +86,9 @@ TRAINED = {
     "sure_correlated": lambda: SUREGaussianLoss(StationaryNoise(0.1 * _KERNEL)),
     "sure_photons": lambda: SUREPoissonGaussianLoss(DetectorNoise(1e4, 1.0)),
     "recorrupted": lambda: RecorruptedLoss(HeteroscedasticNoise(0.1)),
+    "unsure": lambda: UNSURELoss(),
+    "unsure_correlated": lambda: UNSURELoss(StationaryKernel(2)),
+    "unsure_photons": lambda: UNSURELoss(PoissonGaussian()),
 }
 
 
