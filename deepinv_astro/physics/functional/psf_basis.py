@@ -161,8 +161,8 @@ def register_psfs(psfs: Tensor, iterations: int = 5) -> Tensor:
         design = design.reshape(len(psfs), -1, 3)
         rest = (mean - moved).reshape(len(psfs), -1, 1)
         shift = shift + torch.linalg.lstsq(design, rest).solution[:, :2, 0]
-        middle = _core_offset(_unit_sum(shift_stamp(stamps, shift.reshape(at.shape))).mean(0))
-        shift = shift - middle
+    centred = shift_stamp(stamps, shift.reshape(len(psfs), *extra, 2))
+    shift = shift - _core_offset(_unit_sum(centred).mean(0))
     moved = shift_stamp(stamps, shift.reshape(len(psfs), *extra, 2))
     return _unit_sum(moved).to(psfs)
 

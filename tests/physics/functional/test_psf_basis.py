@@ -120,6 +120,19 @@ def test_registration_finds_sub_pixel_shifts():
     torch.testing.assert_close(register_psfs(chromatic)[:, 1], found, rtol=0, atol=1e-6)
 
 
+def test_the_core_of_the_mean_lies_on_the_middle_pixel():
+    """Lopsided stars: aligned with each other they would drift from where each core is."""
+    tail = gaussian_psf(SHAPE, scalar(7.0), offset=scalar([2.0, 3.0]))
+    share = torch.tensor([0.0, 0.0, 0.0, 0.6], dtype=torch.float64)[:, None, None]
+    found = register_psfs((1 - share) * gaussian_psf(SHAPE, scalar(4.0)) + share * tail)
+    core = found.mean(0)
+    weight = torch.where(core > 0.3 * core.max(), 1.0, torch.inf)
+    fit = fit_psf(
+        core, partial(gaussian_psf, SHAPE), {"fwhm": 4.0}, noise=weight, fixed={"background": 0.0}
+    )
+    torch.testing.assert_close(fit.values[1:3], torch.zeros(2).double(), rtol=0, atol=1e-3)
+
+
 def test_unregistered_stars_would_waste_components_on_their_position():
     offset = 0.6 * torch.rand(6, 2, generator=torch.Generator().manual_seed(1)).double() - 0.3
     raw = stars(offset=offset)

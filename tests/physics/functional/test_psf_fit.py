@@ -62,6 +62,21 @@ def test_covariance_is_the_inverse_of_the_fisher_information():
     torch.testing.assert_close(fit.covariance, expected, rtol=1e-5, atol=1e-12)
 
 
+def test_unknown_noise_is_that_of_the_residuals():
+    clean = 500 * gaussian_psf(SHAPE, scalar(3.0), offset=OFFSET)
+    star = clean + 2 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    unit, unknown = (
+        fit_psf(star, partial(gaussian_psf, SHAPE), {"fwhm": 2.9}, noise=n) for n in (1.0, None)
+    )
+    variance = float((star - unit.model).square().sum()) / (17 * 20 - 5)
+    assert unit.reduced_chi2 == pytest.approx(variance)
+    assert variance == pytest.approx(4.0, rel=0.2)
+    assert unknown.reduced_chi2 == 1.0
+    torch.testing.assert_close(
+        unknown.covariance, variance * unit.covariance, rtol=1e-6, atol=1e-12
+    )
+
+
 def coverage(psf, start, truth, level, draws, **options):
     """Share of draws within one standard deviation, mean and scatter in standard deviations."""
     generator = torch.Generator().manual_seed(0)
