@@ -253,7 +253,8 @@ def _check(p: ResidualPhase) -> None:
         value = getattr(p, name)
         if not bool((value > 0).all()):
             raise ValueError(f"{name} must be positive, got {value.flatten().tolist()}")
-    narrow = torch.as_tensor(p.core_width) * torch.minimum(p.ratio, 1 / p.ratio) ** 0.5
+    q = torch.as_tensor(p.ratio)
+    narrow = torch.as_tensor(p.core_width) * torch.minimum(q, 1 / q).sqrt()
     if not bool((narrow >= _NARROWEST).all()):
         raise ValueError(
             f"core_width must be at least {_NARROWEST} cycles per diameter on both axes: what is "
