@@ -16,8 +16,8 @@ from deepinv_astro.physics.functional.otf import centred_otf
 #: power of natural images and of disks falls as the frequency to the power -2 to -4.
 SLOPE, SLOPE_STD = 3.0, 1.5
 KNEE, KNEE_LOG_STD = 0.03, 1.5
-#: Most steps of Fisher scoring to the amplitude of an image, of at most a factor e each.
-AMPLITUDE_STEPS = 20
+#: Most steps of Fisher scoring, or of bisection where it leaves the bracket, to the amplitude of an image.
+AMPLITUDE_STEPS = 60
 
 
 class FourierMarginal(CalibrationLikelihood):
@@ -111,7 +111,7 @@ class FourierMarginal(CalibrationLikelihood):
         :return: (:class:`torch.Tensor`) ``(B,)``.
         """
         signal, noise = self.expected(values["filter"], y, nuisance)
-        periodogram, weights = self.periodogram(y), self._weights(y)
+        periodogram, weights = self.periodogram(y), self.weights(y)
         amplitude = _best_amplitude(signal.detach(), noise.detach(), periodogram, weights)
         spectrum = amplitude * signal + noise
         terms = spectrum.log() + periodogram / spectrum
@@ -120,7 +120,7 @@ class FourierMarginal(CalibrationLikelihood):
     def features(self, values: Mapping[str, Tensor], y: Tensor, nuisance: Tensor) -> Tensor:
         r"""Logarithm of the spectrum, weighted, without what the amplitude could imitate."""
         signal, noise = self.expected(values["filter"], y, nuisance)
-        weights = self._weights(y)
+        weights = self.weights(y)
         amplitude = _best_amplitude(signal.detach(), noise.detach(), self.periodogram(y), weights)
         spectrum = amplitude * signal + noise
         root = (weights / 2).sqrt()
@@ -177,8 +177,8 @@ class FourierMarginal(CalibrationLikelihood):
         aliases = power.unflatten(-1, (r, size[1])).unflatten(-3, (r, size[0]))
         return aliases.mean((-4, -2))
 
-    def _weights(self, y: Tensor) -> Tensor:
-        """How many frequencies each stands for, less for a window; 0 for the mean and what leaks from it."""
+    def weights(self, y: Tensor) -> Tensor:
+        """How many frequencies of ``rfft2`` each stands for: less for a window, 0 for what the mean leaks to."""
         h, w = y.shape[-2:]
         reach = 0 if self.window is None else 2
         column = torch.arange(w // 2 + 1, device=y.device)
@@ -233,13 +233,20 @@ def _best_amplitude(signal: Tensor, noise: Tensor, power: Tensor, weights: Tenso
 
     floor = 1e-6 * total(noise.expand(power.shape))  # an empty image
     start = (torch.maximum(total(power - noise), floor) / total(signal)).log()
-    log_amplitude = start
+    log_amplitude, low, high = start, start - 10, start + 10
     for _ in range(AMPLITUDE_STEPS):
         spectrum = log_amplitude.exp() * signal + noise
         share = log_amplitude.exp() * signal / spectrum
-        slope = total(share * (1 - power / spectrum))
-        step = slope / total(share.square()).clamp(min=torch.finfo(power.dtype).tiny)
-        log_amplitude = (log_amplitude - step.clamp(-1, 1)).clamp(start - 10, start + 10)
+        slope = total(share * (1 - power / spectrum))  # of twice the cost
+        low, high = (
+            torch.where(slope < 0, log_amplitude, low),
+            torch.where(slope < 0, high, log_amplitude),
+        )
+        scoring = slope / total(share.square()).clamp(min=torch.finfo(power.dtype).tiny)
+        step = -scoring.clamp(-1, 1)
+        inside = (log_amplitude + step >= low) & (log_amplitude + step <= high)
+        step = torch.where(inside, step, (low + high) / 2 - log_amplitude)
+        log_amplitude = log_amplitude + step
         if float(step.abs().max()) < 1e-9:
             break
     return log_amplitude.exp()
