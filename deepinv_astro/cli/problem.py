@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 
-from deepinv_astro.io import Sequence, SequenceError
+from deepinv_astro.cli.options import missing_psf
+from deepinv_astro.io import Sequence
 from deepinv_astro.physics import ADI
 from deepinv_astro.physics.functional.centering import StarCenter, estimate_center
 from deepinv_astro.physics.functional.psf import half_maximum_width
@@ -62,21 +64,25 @@ def operator(sequence: Sequence, center: tuple[float, float], sky_size: int | No
     )
 
 
-def prepare(sequence: Sequence, device: str = "cpu", sky_size: int | None = None) -> Problem:
+def prepare(
+    sequence: Sequence,
+    device: str = "cpu",
+    sky_size: int | None = None,
+    doubts: Iterable[str] = (),
+) -> Problem:
     """
     Operator of a sequence, its star found in the data if need be.
 
     :param Sequence sequence: the data.
     :param str device: where to compute.
     :param int sky_size: rows and columns of the sky image; default those of the detector.
+    :param doubts: sentences of the reader, the first of the warnings.
     :return: the problem.
     :raises SequenceError: without a PSF, or if no star is found.
     """
     if sequence.psf is None:
-        raise SequenceError(
-            "PSF", "none", "an image of the star off the coronagraph", "give it as third argument"
-        )
-    warnings = []
+        raise missing_psf()
+    warnings = list(doubts)
     center = sequence.center
     if center is None:
         found = star_center(sequence)

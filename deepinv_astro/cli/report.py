@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,37 +17,14 @@ from rich.table import Table
 from deepinv_astro.cli import checks
 from deepinv_astro.cli.search import MOST_SOURCES, Found, is_point, source_entry
 from deepinv_astro.identifiability import visibility
-from deepinv_astro.io import check_writable, write_result
+from deepinv_astro.io import write_result
 from deepinv_astro.physics.functional.psf import blur
 
 if TYPE_CHECKING:
     from deepinv_astro.cli.methods import Method, Solution
     from deepinv_astro.cli.problem import Problem
 
-NAMES = ("image.fits", "quicklook.png", "report.json")
 SCALE_HINT = "Pass --pixel-scale (such as 27.19mas) to get separations in arcseconds."
-FLUX_HINT = "Pass --star-flux or --star-flux-aperture to get contrasts."
-
-
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """
-    Make the folder of results and see that all can be written there.
-
-    :param pathlib.Path folder: where.
-    :param bool overwrite: whether existing results may be replaced.
-    :raises OSError: if a result exists already or the folder cannot be written.
-    """
-    for name in NAMES:
-        check_writable(folder / name, overwrite)
-    probe = folder / f".{'-'.join(NAMES)}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        message = (
-            f"cannot write in the folder {folder}: {error.strerror}; choose another with --out"
-        )
-        raise type(error)(message) from error
 
 
 def versions() -> dict[str, str]:
@@ -56,19 +34,19 @@ def versions() -> dict[str, str]:
 
 
 def write_image(
-    folder: Path,
+    path: Path,
     problem: Problem,
     method: Method,
     solution: Solution,
     found: Found | None,
     overwrite: bool,
 ) -> Path:
-    """Write ``image.fits``, with the maps once they are known."""
+    """Write the image as FITS, with the maps once they are known."""
     sequence = problem.sequence
     meaning = "sky" if method.deconvolves else "sky blurred by the PSF"
     history = [*sequence.provenance, f"Reconstructed with method {method.value}: {meaning}."]
     return write_result(
-        folder / NAMES[0],
+        path,
         solution.image,
         uncertainty=None if found is None else found.flux_std,
         snr=None if found is None else found.snr,
@@ -135,8 +113,19 @@ def sources_of(
     return entries
 
 
+def search_is_complete(entries: list[dict[str, Any]]) -> bool:
+    """
+    Whether the search ended because nothing was left above the threshold, in each channel.
+
+    >>> search_is_complete([{"channel": 0}] * MOST_SOURCES), search_is_complete([{"channel": 1}])
+    (False, True)
+    """
+    counts = Counter(entry["channel"] for entry in entries)
+    return all(count < MOST_SOURCES for count in counts.values())
+
+
 def result_warnings(
-    problem: Problem, solution: Solution, found_sources: Found, seen: float
+    problem: Problem, solution: Solution, entries: list[dict[str, Any]], seen: float
 ) -> list[str]:
     """Sentences about doubtful input or a doubtful result."""
     sequence = problem.sequence
@@ -152,14 +141,13 @@ def result_warnings(
             f"Only {seen:.0%} of the energy of this image is constrained: smooth, ring-like structure in it may be "
             "the halo of the star."
         )
-    if any(len(sources) >= MOST_SOURCES for sources in found_sources.sources):
+    # along a disk the peaks end only at the limit, and the disk is said by itself
+    if not search_is_complete(entries) and all(e["kind"] == "point" for e in entries):
         found.append(
             f"The search stopped at {MOST_SOURCES} peaks of a channel; fainter ones may exist."
         )
     if sequence.pixel_scale is None:
         found.append(f"The pixel scale is unknown. {SCALE_HINT}")
-    if sequence.star_flux is None:
-        found.append(f"The star's flux is unknown. {FLUX_HINT}")
     return found
 
 
@@ -185,6 +173,7 @@ def report(
     :return: ready for JSON.
     """
     sequence = problem.sequence
+    entries = sources_of(problem, method, solution, found)
     with torch.no_grad():
         seen = float(visibility(solution.image.nan_to_num(), problem.physics)[0])
     return {
@@ -206,11 +195,12 @@ def report(
         "frames": sequence.n_frames,
         "rotation_deg": checks.rotation_range(sequence.angles),
         "true_north_deg": sequence.true_north,
-        "sources": sources_of(problem, method, solution, found),
+        "sources": entries,
+        "sources_complete": search_is_complete(entries),
         "visibility": checks.mode_list(sequence.angles),
         "image_visibility": seen,
         "unconstrained": checks.UNCONSTRAINED,
-        "warnings": [*result_warnings(problem, solution, found, seen), *more_warnings],
+        "warnings": [*result_warnings(problem, solution, entries, seen), *more_warnings],
         "provenance": sequence.provenance,
         "device": str(sequence.y.device),
         "seconds": seconds,

@@ -174,8 +174,12 @@ def test_the_image_survives_a_crash_of_the_search(
     out = tmp_path / "out"
     result = run("reconstruct", *files, *given, "--method", "median", "--out", out)
     assert result.exit_code == 130
-    assert [p.name for p in out.iterdir()] == ["image.fits"]
-    assert fits.getdata(out / "image.fits").shape == (HEIGHT, WIDTH)
+    assert [p.name for p in out.iterdir()] == ["unfinished.fits"]
+    assert fits.getdata(out / "unfinished.fits").shape == (HEIGHT, WIDTH)
+    monkeypatch.undo()
+    again = run("reconstruct", *files, *given, "--method", "median", "--out", out)
+    assert again.exit_code == 0, again.output  # the same command
+    assert sorted(p.name for p in out.iterdir()) == ["image.fits", "quicklook.png", "report.json"]
 
 
 def _bad(kind: str, files: list[Path], folder: Path) -> list[object]:
@@ -357,7 +361,7 @@ def test_beta_pictoris_b_by_the_default_with_the_centre_from_the_data(
 
 def test_inspect_beta_pictoris(data_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
-    result = run("inspect", *_beta_pictoris(data_root), *OPTIONS, "--json", path)
+    result = run("inspect", *_beta_pictoris(data_root), *OPTIONS, *APERTURE, "--json", path)
     assert result.exit_code == 0, result.output
     facts = json.loads(path.read_text())
     assert np.hypot(*(np.array(facts["center_estimated"]) - 51)) < 0.5
