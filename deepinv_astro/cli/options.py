@@ -85,7 +85,9 @@ TransmissionOption = Annotated[
 WavelengthOption = Annotated[
     str | None,
     typer.Option(
-        "--wavelength", help="Such as 3.8um, or a file, one per channel.", rich_help_panel=_DATA
+        "--wavelength",
+        help="Such as 3.8um or 1.6um,1.7um, or a file: one per channel.",
+        rich_help_panel=_DATA,
     ),
 ]
 TargetOption = Annotated[

@@ -78,7 +78,11 @@ def write_quicklook(
     sequence = problem.sequence
     unit = str(sequence.unit)
     turn = checks.rotation_range(sequence.angles)
-    name = f"{sequence.target} · " if sequence.target else ""
+    parts = [sequence.target] if sequence.target else []
+    channels = sequence.img_size[0]
+    parts += [method.value] + ([f"mean of {channels} channels"] if channels > 1 else [])
+    parts += [f"{sequence.n_frames} frames, {turn:.1f}° of rotation"]
+    points = {e["name"]: SimpleNamespace(**e) for e in reversed(entries) if e["name"]}
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     quicklook(
         figure,
@@ -89,9 +93,9 @@ def write_quicklook(
         frame_center=problem.center,
         pixel_scale=sequence.pixel_scale,
         unit=unit,
-        sources=[SimpleNamespace(**e) for e in entries if e["kind"] == "point"],
+        sources=[points[name] for name in sorted(points, key=lambda n: (len(n), n))],
         fwhm=problem.fwhm,
-        title=f"{name}{method.value} · {sequence.n_frames} frames, {turn:.1f}° of rotation",
+        title=" · ".join(parts),
     )
     figure.savefig(path, dpi=150)
 
@@ -99,7 +103,7 @@ def write_quicklook(
 def sources_of(
     problem: Problem, method: Method, solution: Solution, found: Found
 ) -> list[dict[str, Any]]:
-    """All sources, for the report; ``kind`` tells points from pieces of a disk."""
+    """All sources, the most significant first; ``kind`` tells points from pieces of a disk."""
     sequence = problem.sequence
     image = solution.image.nan_to_num()
     shown = blur(image, sequence.psf) if method.deconvolves else image
@@ -109,8 +113,40 @@ def sources_of(
         for source in sources:
             point = is_point(source, shown[0, channel], problem.fwhm)
             entry = source_entry(source, problem.sky_center, sequence.pixel_scale, flux)
-            entries.append({"channel": channel, "kind": "point" if point else "extended", **entry})
+            kind = "point" if point else "extended"
+            entries.append({"name": None, "channel": channel, "kind": kind, **entry})
+    entries.sort(key=lambda e: -e["snr"])
+    name_points(entries, problem.fwhm)
     return entries
+
+
+def name_points(entries: list[dict[str, Any]], fwhm: float) -> None:
+    """
+    Name the points A, B, ... in their order; one at the same place in another channel has the same name.
+
+    >>> entries = [
+    ...     {"kind": "point", "channel": c, "row": r, "column": 5.0, "name": None}
+    ...     for c, r in ((0, 9.0), (0, 3.0), (1, 3.1))
+    ... ]
+    >>> name_points(entries, fwhm=3.0)
+    >>> [entry["name"] for entry in entries]
+    ['A', 'B', 'B']
+    """
+    from deepinv_astro.plot import source_name
+
+    first: list[dict[str, Any]] = []
+    for entry in (e for e in entries if e["kind"] == "point"):
+        for twin in first:
+            apart = math.hypot(entry["row"] - twin["row"], entry["column"] - twin["column"])
+            taken = any(
+                e["name"] == twin["name"] and e["channel"] == entry["channel"] for e in entries
+            )
+            if apart < fwhm / 2 and not taken:
+                entry["name"] = twin["name"]
+                break
+        else:
+            entry["name"] = source_name(len(first))
+            first.append(entry)
 
 
 def search_is_complete(entries: list[dict[str, Any]]) -> bool:
@@ -226,22 +262,24 @@ def plus_minus(value: float, std: float) -> str:
 
 
 def sources_table(entries: list[dict[str, Any]]) -> Table:
-    """Some sources as a small table; arcseconds and contrast where they are known."""
-    from deepinv_astro.plot import source_name
-
+    """Points as a small table; channels where there are several, arcseconds and contrast if known."""
     arcsec = any(e["separation_arcsec"] is not None for e in entries)
     contrast = any(e["contrast"] is not None for e in entries)
+    channels = any(e["channel"] > 0 for e in entries)
     table = Table(title="Point sources", box=box.SIMPLE_HEAD, title_justify="left")
     unit = "mas" if arcsec else "px"
     last = "contrast" if contrast else "flux"
     table.add_column("")
+    if channels:
+        table.add_column("channel", justify="right")
     for name in (f"separation ({unit})", "PA (°)", last, "S/N"):
         table.add_column(name, justify="right")
-    for number, e in enumerate(entries):
+    for e in sorted(entries, key=lambda e: (len(e["name"]), e["name"], e["channel"])):
         scale = 1e3 if arcsec else 1.0
         key = "separation_arcsec" if arcsec else "separation_px"
         table.add_row(
-            source_name(number),
+            e["name"],
+            *([str(e["channel"])] if channels else []),
             plus_minus(scale * e[key], scale * e[f"{key}_std"]),
             plus_minus(e["position_angle_deg"], e["position_angle_deg_std"]),
             plus_minus(e[last], e[f"{last}_std"]),

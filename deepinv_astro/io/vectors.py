@@ -162,15 +162,15 @@ def read_wavelengths(
     """
     Wavelengths of the channels in micrometres.
 
-    :param source: file, values, Quantity or text such as ``'1.593 um'``; None if unknown.
+    :param source: file, values, Quantity or text such as ``'1.593 um, 1.667 um'``; None if unknown.
     :param int n_channels: number of channels C of the cube.
     :param str default_unit: unit that the dialect prescribes; '' to tell it by value.
     :param list notes: gets one sentence per correction.
     :return: wavelengths (C,), or None.
     :raises SequenceError: if they are not C positive lengths.
 
-    >>> read_wavelengths("1593 nm", 1, "", [])
-    <Quantity [1.593] um>
+    >>> read_wavelengths("1593 nm, 1.667 um", 2, "", [])
+    <Quantity [1.593, 1.667] um>
     """
     if source is None:
         return None
@@ -198,7 +198,7 @@ def _as_quantity(source: Any) -> u.Quantity | None:
         return source
     if isinstance(source, str):
         try:
-            quantity = u.Quantity(source)
+            quantity = u.Quantity([u.Quantity(part) for part in source.split(",")])
         except (TypeError, ValueError):
             return None
         return quantity if quantity.unit != u.dimensionless_unscaled else None
