@@ -391,6 +391,7 @@ def test_a_killed_command_leaves_nothing_in_its_own_way(
     deadline = time.monotonic() + 60
     while not (out / "unfinished.fits").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
+    time.sleep(0.2)  # into the search: Python loses an interruption that falls into a destructor
     process.send_signal(getattr(signal, kind))
     _, told = process.communicate(timeout=60)
     left = sorted(p.name for p in out.iterdir())
