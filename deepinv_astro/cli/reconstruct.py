@@ -154,7 +154,7 @@ def run(
         image, picture, text = (folder / name for name in NAMES)
         # the three appear together: an interrupted command leaves nothing in its own way
         with atomic_path(picture, overwrite) as drawn, atomic_path(text, overwrite) as written:
-            reporting.write_quicklook(drawn, problem, method, solution, found, content["sources"])
+            reporting.write_quicklook(drawn, problem, method, solution, found, content)
             written.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
             reporting.write_image(image, problem, method, solution, found, overwrite)
         unfinished.unlink(missing_ok=True)
