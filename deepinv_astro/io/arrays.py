@@ -141,7 +141,7 @@ def read_image(
         return array
     path = existing_file(source, role)
     with open_fits(path) as hdus:
-        chosen = _choose_image(hdus, path, accept, expected, hdu)
+        chosen = _choose_image(hdus, path, role, accept, expected, hdu)
         header = relevant(hdus[0].header, chosen.header)
         return Array(to_float(chosen.data), header, f"{path} ({role})")
 
@@ -149,6 +149,7 @@ def read_image(
 def _choose_image(
     hdus: fits.HDUList,
     path: Path,
+    role: str,
     accept: Callable[[int], bool],
     expected: str,
     hdu: str | int | None,
@@ -167,7 +168,8 @@ def _choose_image(
     for image in images:
         if accept(image.data.ndim):
             return image
-    remedy = "give the file, or with `hdu` the extension, that holds it"
+    where = ", or with `hdu` the extension," if role == "cube" else ""
+    remedy = f"give the file{where} that holds it"
     raise SequenceError(str(path), found, expected, remedy)
 
 

@@ -91,6 +91,7 @@ def test_every_argument_that_the_reader_names_is_an_option() -> None:
         (["--wavelength", "1.6um,1.7um"], "--wavelength: found 2 values"),
         (["--wavelength", "3s"], "--wavelength"),
         (["--hdu", "NOPE"], "--hdu"),
+        (["--center", "10,10", "--sky-size", "400"], "at most 31 pixels"),
         (["--device", "abacus"], "--device: found 'abacus'"),
     ],
 )
@@ -137,6 +138,16 @@ def test_the_cube_as_psf(files: list[Path], tmp_path: Path) -> None:
     text = error_of("reconstruct", cube, angles, copy, "--out", tmp_path / "out")
     assert "copy.fits (psf): found shape (6, 21, 21)" in text
     assert "not the frames of the cube" in text
+
+
+def test_files_in_the_wrong_order(files: list[Path], tmp_path: Path) -> None:
+    cube, angles, psf = files
+    text = error_of("inspect", angles, cube, psf)
+    assert "angles.fits: found HDU 0 'PRIMARY': 1D" in text
+    assert "with --hdu the extension" in text
+    text = error_of("inspect", cube, psf, angles)
+    assert "angles.fits: found HDU 0 'PRIMARY': 1D" in text
+    assert "--hdu" not in text  # which names an extension of the cube
 
 
 def test_a_psf_of_negative_sum(files: list[Path], tmp_path: Path) -> None:
