@@ -105,7 +105,7 @@ def test_errors_name_the_option(
 def test_results_in_the_way(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("precious")
     text = error_of("reconstruct", *files, "--out", tmp_path)
-    assert "pass --overwrite" in text
+    assert "pass --overwrite, or" in text
     assert (tmp_path / "report.json").read_text() == "precious"
 
 
