@@ -98,10 +98,11 @@ class PointSourceSearch:
         S_{ii} = \max\big(1, \sigma_i / \sqrt{N_{ii}}\big),
 
     :math:`N` the curvature with the covariance of the speckles frozen (near the star :math:`H` is
-    several times less), and :math:`\sigma_i` the measured scatter of the map :math:`b` (for the
-    flux) and of its derivatives (for the position): the lesser of the scatters with the angles
-    flipped and as they are, found sources left out, times the half-width of Student's
-    distribution.
+    several times less), and :math:`\sigma_i` the robust scatter, at the separation of the source, of
+    the map :math:`b` (for the flux) and of its derivatives (for the position) once all sources are
+    subtracted and left out, times the half-width of Student's distribution
+    (:func:`~deepinv_astro.optim.radial.student_spread`). What they do not hold: star centre, PSF,
+    and anything else that is the same at all position angles.
 
     :param TemporalModel model: makes the likelihood of a residual.
     :param float threshold: least S/N of a source.
@@ -186,23 +187,22 @@ class PointSourceSearch:
         if not fits:
             return []
         fwhm, size = self.model.fwhm, (field.distance.shape[0], field.distance.shape[1])
-        white = self.model(cleaned).of_residual(cleaned)[1]
-        null, score = null_map(white, field.flipped), null_map(white, field.physics)
-        places = [separation(size, (fit.row, fit.column)).to(score.device) for fit in fits]
-        score = score.masked_fill(torch.stack(places).amin(0) < fwhm, torch.nan)
-        maps = torch.cat([null, score])[:, 0].double()
+        score = null_map(self.model(cleaned).of_residual(cleaned)[1], field.physics)[0, 0].double()
+        for fit in fits:
+            near = separation(size, (fit.row, fit.column)) < fwhm
+            score = score.masked_fill(near.to(score.device), torch.nan)
         star = field.physics.sky_center.tolist()
-        at = torch.tensor([[f.row - star[0], f.column - star[1]] for f in fits]).norm(dim=1)
-        at = at.double().to(maps.device)
+        at = torch.tensor([[f.row - star[0], f.column - star[1]] for f in fits]).double()
+        at = at.norm(dim=1).to(score.device)
 
         def scale(values: Tensor) -> Tensor:
-            return radial_profile(values, field.distance, fwhm / 2, "scale", at)
+            return radial_profile(values, field.distance, fwhm / 2, "scale", at).nan_to_num(0.0)
 
-        down, across = torch.gradient(maps, dim=(-2, -1))
+        down, across = torch.gradient(score, dim=(-2, -1))
         position = ((scale(down).square() + scale(across).square()) / 2).sqrt()
-        both = torch.stack([scale(maps), position, position]).nan_to_num(torch.inf)
-        freedom = scale_freedom(null[:, 0].double(), field.distance, fwhm, at)
-        return list((both.amin(1) * student_spread(freedom)).unbind(-1))
+        spread = torch.stack([scale(score), position, position])
+        freedom = scale_freedom(score, field.distance, fwhm, at).nan_to_num(1.0)
+        return list((spread * student_spread(freedom)).unbind(-1))
 
     def _peak(self, maps: _Maps, known: list[SourceFit]) -> tuple[int, int] | None:
         """Local maximum of the S/N above the threshold with the highest ratio, away from known sources."""

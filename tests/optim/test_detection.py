@@ -10,7 +10,7 @@ import torch
 
 from deepinv_astro.datasets import simulate_sequence
 from deepinv_astro.io import Sequence, read_sequence
-from deepinv_astro.optim.detection import Detection, PointSourceSearch
+from deepinv_astro.optim.detection import Detection, PointSourceSearch, _source
 from deepinv_astro.optim.radial import (
     gaussian_equivalent,
     null_map,
@@ -18,6 +18,7 @@ from deepinv_astro.optim.radial import (
     scale_freedom,
 )
 from deepinv_astro.optim.regions import separation
+from deepinv_astro.optim.source_fit import SourceFit
 from deepinv_astro.optim.temporal import TemporalModel
 from deepinv_astro.physics import ADI
 from deepinv_astro.physics.functional.points import point_image
@@ -261,6 +262,35 @@ def test_errors(rng):
     y[0, 0, 3, 4, 5] = math.nan
     with pytest.raises(ValueError, match="NaN"):
         PointSourceSearch(model)(y, operator())
+
+
+def test_errors_of_a_source_from_curvature_and_scatter():
+    """H^-1 S N S H^-1, S not below one; the position's errors over the flux."""
+    metric = torch.tensor([[4.0, 1.0, 0.0], [1.0, 9.0, 0.0], [0.0, 0.0, 16.0]]).double()
+    inverse = torch.tensor([[0.5, 0.1, 0.0], [0.1, 0.2, 0.0], [0.0, 0.0, 0.1]]).double()
+    fit = SourceFit(3.0, 4.0, 50.0, metric, inverse, torch.zeros(1))
+    source = _source(fit, torch.tensor([6.0, 1.0, 8.0]).double(), 9.0)
+    scale = torch.tensor([3.0, 1.0, 2.0]).double().diag()
+    std = (inverse @ scale @ metric @ scale @ inverse).diagonal().sqrt()
+    expected = (3.0, 4.0, 50.0, float(std[1]) / 50, float(std[2]) / 50, float(std[0]), 9.0)
+    assert source == pytest.approx(expected)
+
+
+def test_errors_know_the_structure_at_other_position_angles(rng):
+    """Six fainter sources at the same separation, not taken out."""
+    y = white(rng) + planet(operator(), *POSITION, 60.0)
+    (alone,) = search(y, operator(), max_sources=1).sources
+    radius, turn = math.hypot(5.3, 5.1), math.atan2(5.3, 5.1)
+    for n in range(1, 7):
+        angle = turn + n * 2 * math.pi / 7
+        place = STAR[0] + radius * math.sin(angle), STAR[1] + radius * math.cos(angle)
+        y = y + planet(operator(), *place, 15.0)
+    (among,) = search(y, operator(), max_sources=1).sources
+    for one, other in zip(alone[3:6], among[3:6], strict=True):
+        assert other > 1.5 * one
+    others = search(y, operator(), 3.0).sources  # found and subtracted, they do not count
+    assert len(others) > 3
+    assert others[0].flux_std < 0.75 * among.flux_std
 
 
 # ------------------------------------------------------------------ real data
