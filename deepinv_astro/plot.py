@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Circle, Ellipse
 from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
@@ -226,8 +227,6 @@ def mark_sources(
     >>> name.get_text(), len(axes.patches)
     ('A', 1)
     """
-    from matplotlib.patches import Circle
-
     step = 1.0 if pixel_scale is None else float(pixel_scale.to_value(u.arcsec))
     letters = []
     for number, source in enumerate(sources):
@@ -242,6 +241,28 @@ def mark_sources(
             )
         )  # fmt: skip
     return letters
+
+
+def add_beam(axes: Axes, shape: tuple[int, int], fwhm: float, color: str = "white") -> Ellipse:
+    """
+    The width of the PSF as a filled circle in the lower left corner.
+
+    :param matplotlib.axes.Axes axes: axes of :func:`show_sky`.
+    :param tuple shape: rows and columns of the image.
+    :param float fwhm: of the PSF, in pixels: the diameter.
+    :param str color: of the circle.
+    :return: the circle.
+
+    >>> round(add_beam(Figure().subplots(), (50, 100), 5.0).width, 3)
+    0.05
+    """
+    height, width = shape
+    beam = Ellipse(
+        (0.03 + fwhm / width / 2, 0.03 + fwhm / height / 2), fwhm / width, fwhm / height,
+        color=color, transform=axes.transAxes,
+    )  # fmt: skip
+    axes.add_patch(beam)
+    return beam
 
 
 def source_name(number: int) -> str:
@@ -262,7 +283,7 @@ def add_colorbar(axes: Axes, shown: ScalarMappable, label: str, extend: str = "n
         figure.colorbar(
             shown, ax=axes, label=label, extend=extend, fraction=0.046, pad=0.02,
             ticks=colorbar_ticks(shown.norm) if isinstance(shown.norm, AsinhNorm) else None,
-            format="%g",
+            format=lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}"),
         )  # fmt: skip
 
 
@@ -283,6 +304,13 @@ def colorbar_ticks(norm: Normalize) -> list[float]:
     return ticks
 
 
+def _extend(image: Map, norm: Normalize) -> str:
+    """At which ends of its colour bar an image goes on."""
+    low = bool((image < float(norm.vmin or 0.0)).any())
+    high = bool((image > float(norm.vmax or 0.0)).any())
+    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[low, high]
+
+
 def quicklook(
     figure: Figure,
     image: Map,
@@ -300,6 +328,8 @@ def quicklook(
     """
     The result at a glance: image, signal-to-noise map, and one frame of the data.
 
+    A disk in the lower left corner has the width of the PSF; point sources are circled.
+
     :param matplotlib.figure.Figure figure: empty; 15 x 4.6 inches suit.
     :param numpy.ndarray image: North-up ``(H, W)``.
     :param numpy.ndarray snr: signal-to-noise ratio of a point source, ``(H, W)``; ``None`` if not
@@ -309,8 +339,8 @@ def quicklook(
     :param tuple frame_center: row and column of the star on the detector.
     :param astropy.units.Quantity pixel_scale: angle per pixel; ``None`` for pixels.
     :param str unit: of the image.
-    :param sources: point sources, with ``row`` and ``column``.
-    :param float fwhm: width of the PSF in pixels; circles have this radius.
+    :param sources: point sources in the order of their letters, with ``row`` and ``column``.
+    :param float fwhm: width of the PSF in pixels; the circles about sources have this radius.
     :param str title: of the figure.
     :return: the axes.
 
@@ -332,14 +362,12 @@ def quicklook(
         shown = show_sky(
             axes["snr"], snr, center=center, pixel_scale=pixel_scale, norm=norm, cmap=SIGNED
         )
-        beyond = bool((np.abs(np.nan_to_num(snr)) > float(norm.vmax or 0)).any())
-        add_colorbar(
-            axes["snr"], shown, "S/N of a point source", extend="both" if beyond else "neither"
-        )
+        add_colorbar(axes["snr"], shown, "S/N of a point source", extend=_extend(snr, norm))
         axes["snr"].set_title("Signal to noise")
     for name, color in (("image", "white"), ("snr", "black")):
         if name in axes:
             add_compass(axes[name], color)
+            add_beam(axes[name], (image.shape[0], image.shape[1]), fwhm, color)
             mark_sources(
                 axes[name],
                 sources,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from deepinv_astro.plot import (
+    add_beam,
     add_colorbar,
     add_compass,
     brightness_norm,
@@ -135,7 +136,41 @@ def test_quicklook() -> None:
         np.testing.assert_array_equal(np.ma.filled(array, np.nan), expected)
     labels = [a.get_ylabel() for a in figure.axes if a not in axes]
     assert labels == ["ct / pixel", "S/N of a point source", "ct / pixel"]
-    assert [len(a.patches) for a in axes] == [1, 1, 0]
+    assert [sum(isinstance(p, Circle) for p in a.patches) for a in axes] == [1, 1, 0]
+    ends = {a.get_ylabel(): a for a in figure.axes if a not in axes}
+    assert "\N{MINUS SIGN}10" in {
+        t.get_text() for t in ends["S/N of a point source"].get_yticklabels()
+    }
+
+
+@pytest.mark.parametrize(
+    ("extremes", "extend"),
+    [((-3, 4), "neither"), ((-30, 4), "min"), ((-3, 40), "max"), ((-30, 40), "both")],
+)
+def test_the_colour_bar_says_where_values_go_on(
+    extremes: tuple[float, float], extend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "deepinv_astro.plot.add_colorbar", lambda *a, extend="neither": seen.append(extend)
+    )
+    snr = np.zeros((15, 13))
+    snr[0, :2], snr[1, 1] = extremes, np.nan
+    quicklook(Figure(), snr, snr, snr, center=CENTER, frame_center=CENTER)
+    assert seen[1] == extend
+
+
+def test_the_beam_has_the_width_of_the_psf() -> None:
+    axes = Figure().subplots()
+    image = np.ones((30, 60))
+    show_sky(axes, image, center=(15, 30), pixel_scale=SCALE)
+    beam = add_beam(axes, image.shape, 6.0)
+    (left, bottom), (right, top) = axes.transData.inverted().transform(
+        beam.get_transform().transform([[-1, -1], [1, 1]])
+    )
+    # a transform of the patch maps the unit circle
+    assert left - right == pytest.approx(6 * 0.05)
+    assert top - bottom == pytest.approx(6 * 0.05)
 
 
 def test_colour_bars_name_the_unit_of_the_data() -> None:

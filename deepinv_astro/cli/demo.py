@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from deepinv_astro.cli.errors import one_clear_line
+from deepinv_astro.cli.errors import heard_warnings, one_clear_line
 from deepinv_astro.cli.methods import Method
 
 if TYPE_CHECKING:
@@ -46,25 +46,30 @@ def demo(
 ) -> None:
     """Find a ring and a planet in a simulated sequence, and compare them with the truth."""
     with one_clear_line():
+        from deepinv_astro.cli.folder import check_results, make_folder
+        from deepinv_astro.io.atomic import check_free
+
+        for name in (*DATA, FIGURE):
+            check_free(out / name, overwrite)
+        check_results(out / RESULT, overwrite)
+
         from rich.console import Console
 
         from deepinv_astro.cli import checks
         from deepinv_astro.cli.options import SequenceFiles
         from deepinv_astro.cli.problem import prepare
         from deepinv_astro.cli.reconstruct import run
-        from deepinv_astro.cli.report import check_folder
-        from deepinv_astro.io import check_writable
 
-        for name in (*DATA, FIGURE):
-            check_writable(out / name, overwrite)
-        check_folder(out / RESULT, overwrite)
+        make_folder(out / RESULT, overwrite)
         console = Console()
         simulation = simulate(seed)
         angles = simulation.sequence.angles
         turn = checks.rotation_range(angles)
         console.print(INTRODUCTION.format(frames=len(angles), turn=turn), highlight=False)
         write_files(simulation.sequence, out, overwrite)
-        problem = prepare(SequenceFiles(out / DATA[0], out / DATA[1], out / DATA[2]).read())
+        with heard_warnings() as doubts:
+            sequence = SequenceFiles(out / DATA[0], out / DATA[1], out / DATA[2]).read()
+        problem = prepare(sequence, doubts=doubts)
         settings = {"threshold": 5.0, "seed": seed, "files": [out / name for name in DATA]}
         content = run(
             console, problem, Method.MARGINAL, out / RESULT, settings, overwrite=overwrite
@@ -96,7 +101,7 @@ def write_files(sequence: Any, folder: Path, overwrite: bool) -> None:
     """
     from astropy.io import fits
 
-    from deepinv_astro.io import atomic_path
+    from deepinv_astro.io.atomic import atomic_path
 
     row, column = sequence.center
     header = fits.Header(
@@ -128,7 +133,7 @@ def compare(
     import torch
     from astropy.io import fits
 
-    from deepinv_astro.io import atomic_path
+    from deepinv_astro.io.atomic import atomic_path
     from deepinv_astro.physics.functional.psf import blur
 
     psf = problem.sequence.psf

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepinv_astro.cli.errors import one_clear_line
+from deepinv_astro.cli.errors import heard_warnings, one_clear_line
 from deepinv_astro.cli.options import (
     AnglesArgument,
     AnglesUnitOption,
@@ -22,7 +22,10 @@ from deepinv_astro.cli.options import (
     SequenceFiles,
     StarApertureOption,
     StarFluxOption,
+    TargetOption,
+    TransmissionOption,
     TrueNorthOption,
+    WavelengthOption,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ def inspect(
     cube: CubeArgument,
     angles: AnglesArgument = None,
     psf: PsfArgument = None,
+    target: TargetOption = "",
     center: CenterOption = None,
     pixel_scale: PixelScaleOption = None,
     true_north: TrueNorthOption = 0.0,
@@ -45,6 +49,8 @@ def inspect(
     angles_unit: AnglesUnitOption = "auto",
     reverse_angles: ReverseAnglesOption = False,
     hdu: HduOption = None,
+    transmission: TransmissionOption = None,
+    wavelength: WavelengthOption = None,
     bad_pixels: BadPixelsOption = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the same as JSON to this file.")
@@ -55,19 +61,24 @@ def inspect(
 ) -> None:
     """Say what the files of a sequence hold, what ADI can see with them, and what looks wrong."""
     with one_clear_line():
-        from rich.console import Console
+        from deepinv_astro.io.atomic import check_writable
 
-        from deepinv_astro.io import check_writable, write_json
-
-        if json is not None:
-            check_writable(json, overwrite)
         files = SequenceFiles(
             cube, angles, psf, center, pixel_scale, true_north, dialect, reverse_angles, hdu,
-            bad_pixels, star_flux=star_flux, star_flux_aperture=star_flux_aperture,
-            angles_unit=angles_unit,
+            bad_pixels, transmission, wavelength, star_flux, star_flux_aperture, angles_unit, target,
         )  # fmt: skip
-        sequence = files.read()
+        files.check()
+        if json is not None:
+            check_writable(json, overwrite)
+
+        from rich.console import Console
+
+        from deepinv_astro.io import write_json
+
+        with heard_warnings() as doubts:
+            sequence = files.read()
         facts = examine(sequence)
+        facts["warnings"] = [*doubts, *facts["warnings"]]
         show(Console(), facts)
         if json is not None:
             write_json(json, facts, overwrite)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepinv_astro.cli.errors import as_options
+
 if TYPE_CHECKING:
     from deepinv_astro.io import Sequence
     from deepinv_astro.io.dialects import Dialect
@@ -83,9 +85,18 @@ TransmissionOption = Annotated[
 WavelengthOption = Annotated[
     str | None,
     typer.Option(
-        "--wavelength", help="Such as 3.8um, or a file, one per channel.", rich_help_panel=_DATA
+        "--wavelength",
+        help="Such as 3.8um or 1.6um,1.7um, or a file: one per channel.",
+        rich_help_panel=_DATA,
     ),
 ]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target", help="Name of the star, for titles and headers. Default: header.",
+        rich_help_panel=_STAR,
+    ),
+]  # fmt: skip
 StarFluxOption = Annotated[
     float | None,
     typer.Option(
@@ -124,6 +135,48 @@ class SequenceFiles:
     star_flux: float | None = None
     star_flux_aperture: str | None = None
     angles_unit: str = "auto"
+    target: str = ""
+
+    def check(self) -> None:
+        """
+        See what is wrong before anything heavy is imported: names of files, and what options say.
+
+        :raises ValueError: if an option is wrong or a file is missing.
+        """
+        from deepinv_astro.io.dialects import get_angles_unit
+        from deepinv_astro.io.files import existing_file
+
+        if not self.cube.is_dir():
+            existing_file(self.cube, "cube")
+        parts = {
+            "angles": self.angles,
+            "PSF": self.psf,
+            "bad pixels": self.bad_pixels,
+            "transmission": self.transmission,
+        }
+        for role, path in parts.items():
+            if path is not None:
+                existing_file(path, role)
+        if self.psf is not None and self.psf.samefile(self.cube):
+            message = f"{self.psf} is given both as `cube` and as `psf`, the image of the star off the coronagraph"
+            raise ValueError(message)
+        self._center()
+        self._aperture()
+        self._dialect()
+        get_angles_unit(self.angles_unit)
+        if self.pixel_scale is not None:
+            from deepinv_astro.io.header import as_pixel_scale
+
+            as_pixel_scale(self.pixel_scale)
+
+    def check_psf(self) -> None:
+        """
+        See that there is a PSF.
+
+        :raises ValueError: without one, unless the cube's file can hold it.
+        """
+        if self.psf is None and not self.cube.is_dir() and self.cube.suffix.lower() != ".npz":
+            raise missing_psf()
 
     def read(self) -> Sequence:
         """
@@ -134,26 +187,32 @@ class SequenceFiles:
         """
         from deepinv_astro.io import read_sequence
 
-        aperture = self.star_flux_aperture
-        example = "764939.6,4.8"
-        return read_sequence(
+        sequence = read_sequence(
             self.cube,
             self.angles,
             self.psf,
             wavelengths=self._wavelengths(),
             transmission=self.transmission,
             bad_pixels=self.bad_pixels,
-            center=None if self.center is None else pair("--center", self.center, "51,50.5"),
+            center=self._center(),
             pixel_scale=self.pixel_scale,
             true_north=self.true_north,
             star_flux=self.star_flux,
-            star_flux_aperture=(
-                None if aperture is None else pair("--star-flux-aperture", aperture, example)
-            ),
+            star_flux_aperture=self._aperture(),
             hdu=int(self.hdu) if self.hdu is not None and self.hdu.isdigit() else self.hdu,
             dialect=self._dialect(),
             angles_unit=self.angles_unit,
+            target=self.target,
         )
+        notes = tuple(as_options(note) for note in sequence.provenance)
+        return dataclasses.replace(sequence, provenance=notes)
+
+    def _center(self) -> tuple[float, float] | None:
+        return None if self.center is None else pair("`center`", self.center, "51,50.5")
+
+    def _aperture(self) -> tuple[float, float] | None:
+        text = self.star_flux_aperture
+        return None if text is None else pair("`star_flux_aperture`", text, "764939.6,4.8")
 
     def _dialect(self) -> Dialect:
         from deepinv_astro.io.dialects import get_dialect
@@ -173,17 +232,25 @@ class SequenceFiles:
         return Path(self.wavelength)
 
 
+def missing_psf() -> ValueError:
+    """The error of a sequence without a PSF."""
+    from deepinv_astro.io.errors import SequenceError
+
+    remedy = "give its file as third argument"
+    return SequenceError("`psf`", "none", "an image of the star off the coronagraph", remedy)
+
+
 def pair(name: str, text: str, example: str) -> tuple[float, float]:
     """
     Two numbers with a comma between.
 
-    :param str name: option, for the message.
+    :param str name: argument, for the message.
     :param str text: what the user wrote.
     :param str example: what is right.
     :return: both numbers.
     :raises ValueError: if there are not two numbers.
 
-    >>> pair("--center", "51, 50.5", "51,50.5")
+    >>> pair("`center`", "51, 50.5", "51,50.5")
     (51.0, 50.5)
     """
     try:

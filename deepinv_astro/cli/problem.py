@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 
 import torch
 
+from deepinv_astro.cli.options import missing_psf
 from deepinv_astro.io import Sequence, SequenceError
 from deepinv_astro.physics import ADI
 from deepinv_astro.physics.functional.centering import StarCenter, estimate_center
@@ -62,21 +65,47 @@ def operator(sequence: Sequence, center: tuple[float, float], sky_size: int | No
     )
 
 
-def prepare(sequence: Sequence, device: str = "cpu", sky_size: int | None = None) -> Problem:
+def check_sky_size(sky_size: int, center: tuple[float, float], detector: tuple[int, int]) -> None:
+    """
+    See that a sky image is not larger than what turning frames can show.
+
+    :param int sky_size: its rows and columns.
+    :param tuple center: row and column of the star on the detector.
+    :param tuple detector: rows and columns of the frames.
+    :raises SequenceError: if its border is further from the star than any pixel of the frames.
+
+    >>> check_sky_size(91, (20.0, 40.0), (41, 51))
+    """
+    row, column = (max(c, n - 1 - c) for c, n in zip(center, detector, strict=True))
+    largest = 2 * math.ceil(math.hypot(row, column)) + 1
+    if sky_size > largest:
+        raise SequenceError(
+            "`sky_size`",
+            str(sky_size),
+            f"at most {largest} pixels, as far as a frame sees in any direction",
+            f"pass `sky_size={largest}` or less",
+        )
+
+
+def prepare(
+    sequence: Sequence,
+    device: str = "cpu",
+    sky_size: int | None = None,
+    doubts: Iterable[str] = (),
+) -> Problem:
     """
     Operator of a sequence, its star found in the data if need be.
 
     :param Sequence sequence: the data.
     :param str device: where to compute.
     :param int sky_size: rows and columns of the sky image; default those of the detector.
+    :param doubts: sentences of the reader, the first of the warnings.
     :return: the problem.
     :raises SequenceError: without a PSF, or if no star is found.
     """
     if sequence.psf is None:
-        raise SequenceError(
-            "PSF", "none", "an image of the star off the coronagraph", "give it as third argument"
-        )
-    warnings = []
+        raise missing_psf()
+    warnings = list(doubts)
     center = sequence.center
     if center is None:
         found = star_center(sequence)
@@ -86,6 +115,8 @@ def prepare(sequence: Sequence, device: str = "cpu", sky_size: int | None = None
             f"column {found.column:.2f} +- {found.column_std:.2f} from the halo's symmetry. "
             "Pass --center if you know it better."
         )
+    if sky_size is not None:
+        check_sky_size(sky_size, center, sequence.img_size[1:])
     moved = sequence.to(device=torch.device(device))
     return Problem(
         moved,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepinv_astro.cli.errors import one_clear_line
+from deepinv_astro.cli.errors import heard_warnings, one_clear_line
 from deepinv_astro.cli.methods import Method
 from deepinv_astro.cli.options import (
     AnglesArgument,
@@ -24,6 +24,7 @@ from deepinv_astro.cli.options import (
     SequenceFiles,
     StarApertureOption,
     StarFluxOption,
+    TargetOption,
     TransmissionOption,
     TrueNorthOption,
     WavelengthOption,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from deepinv_astro.cli.problem import Problem
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder of the results. Default: CUBE_METHOD, here."),
@@ -51,6 +53,7 @@ def reconstruct(
     method: Annotated[Method, typer.Option(help="Reconstruction method.")] = Method.MARGINAL,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
+    target: TargetOption = "",
     center: CenterOption = None,
     star_flux: StarFluxOption = None,
     star_flux_aperture: StarApertureOption = None,
@@ -75,18 +78,28 @@ def reconstruct(
 ) -> None:
     """Reconstruct a North-up image and its point sources; write FITS, PNG and a JSON report."""
     with one_clear_line():
-        from rich.console import Console
-
-        from deepinv_astro.cli.report import check_folder
+        from deepinv_astro.cli.folder import check_results, make_folder
 
         folder = out or Path(f"{_stem(cube)}_{method.value}")
         files = SequenceFiles(
             cube, angles, psf, center, pixel_scale, true_north, dialect, reverse_angles, hdu,
-            bad_pixels, transmission, wavelength, star_flux, star_flux_aperture, angles_unit,
+            bad_pixels, transmission, wavelength, star_flux, star_flux_aperture, angles_unit, target,
         )  # fmt: skip
+        # what is quickly seen comes first: torch takes seconds to import, and deepinv again
+        files.check()
+        files.check_psf()
+        check_results(folder, overwrite)
         check_device(device)
-        problem = _read(files, device, sky_size)
-        check_folder(folder, overwrite)
+
+        with heard_warnings() as doubts:
+            sequence = files.read()
+
+        from rich.console import Console
+
+        from deepinv_astro.cli.problem import prepare
+
+        problem = prepare(sequence, device, sky_size, doubts)
+        make_folder(folder, overwrite)
         settings = {"threshold": threshold, "seed": seed, "files": [cube, angles, psf]}
         run(Console(), problem, method, folder, settings, components, overwrite)
 
@@ -116,9 +129,11 @@ def run(
 
     from deepinv_astro.cli import checks, methods
     from deepinv_astro.cli import report as reporting
+    from deepinv_astro.cli.folder import NAMES, UNFINISHED
     from deepinv_astro.cli.progress import Stages
     from deepinv_astro.cli.search import search, sign_test
-    from deepinv_astro.io import atomic_path, write_json
+    from deepinv_astro.io.atomic import atomic_path
+    from deepinv_astro.io.strict_json import to_json
 
     torch.manual_seed(settings["seed"])
     for note in problem.warnings:
@@ -127,7 +142,8 @@ def run(
     with Stages() as stages:
         solution = methods.solve(method, problem, stages, components)
         # written at once, so that it survives whatever happens to the search
-        reporting.write_image(folder, problem, method, solution, None, overwrite)
+        unfinished = folder / UNFINISHED
+        reporting.write_image(unfinished, problem, method, solution, None, overwrite=True)
         clock.append(time.perf_counter())
         found = search(problem, stages, settings["threshold"])
         clock.append(time.perf_counter())
@@ -135,12 +151,13 @@ def run(
         doubts = [] if any(found.sources) else checks.sign_warnings(sign_test(problem))
         seconds = {"image": clock[1] - clock[0], "search": clock[2] - clock[1]}
         content = reporting.report(problem, method, solution, found, settings, seconds, doubts)
-        reporting.write_image(folder, problem, method, solution, found, overwrite=True)
-        with atomic_path(folder / reporting.NAMES[1], overwrite) as temporary:
-            reporting.write_quicklook(
-                temporary, problem, method, solution, found, content["sources"]
-            )
-        write_json(folder / reporting.NAMES[2], content, overwrite)
+        image, picture, text = (folder / name for name in NAMES)
+        # the three appear together: an interrupted command leaves nothing in its own way
+        with atomic_path(picture, overwrite) as drawn, atomic_path(text, overwrite) as written:
+            reporting.write_quicklook(drawn, problem, method, solution, found, content)
+            written.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+            reporting.write_image(image, problem, method, solution, found, overwrite)
+        unfinished.unlink(missing_ok=True)
     _print(console, content, folder, [w for w in content["warnings"] if w not in problem.warnings])
     return content
 
@@ -152,19 +169,20 @@ def check_device(name: str) -> None:
     :param str name: as torch calls it.
     :raises ValueError: if it cannot.
     """
+    if name.split(":")[0] not in DEVICES:
+        raise ValueError(f"`device`: found {name!r}; expected one of {', '.join(DEVICES)}")
+    import warnings
+
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is in the error as well
+            torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: {name!r} cannot be used here ({reason}); use cpu") from error
-
-
-def _read(files: SequenceFiles, device: str, sky_size: int | None) -> Problem:
-    from deepinv_astro.cli.problem import prepare
-
-    return prepare(files.read(), device, sky_size)
+        reason = str(error).splitlines()[0].split(". ")[0]
+        message = f"`device`: PyTorch cannot use {name!r} here ({reason}); pass `device=cpu`"
+        raise ValueError(message) from error
 
 
 def _stem(cube: Path) -> str:
@@ -176,7 +194,8 @@ def _stem(cube: Path) -> str:
 
 
 def _print(console: Console, content: dict[str, Any], folder: Path, warnings: list[str]) -> None:
-    from deepinv_astro.cli.report import NAMES, sources_table
+    from deepinv_astro.cli.folder import NAMES
+    from deepinv_astro.cli.report import sources_table
 
     least = content["settings"]["threshold"]
     points = [e for e in content["sources"] if e["kind"] == "point"]
@@ -186,8 +205,9 @@ def _print(console: Console, content: dict[str, Any], folder: Path, warnings: li
     else:
         console.print(f"No point source above {least:g} sigma.")
     if pieces:
+        rest = "" if content["sources_complete"] else ", and fainter points may hide among them"
         console.print(
-            f"Extended structure: {pieces} more peaks above {least:g} sigma lie along it (see report.json)."
+            f"Extended structure: {pieces} peaks above {least:g} sigma lie along it{rest} (see report.json)."
         )
     for warning in warnings:
         console.print(f"[bold yellow]Warning[/] {warning}", highlight=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.optim.detection import PointSource, PointSourceSearch
-from deepinv_astro.optim.radial import radial_profile
+from deepinv_astro.optim.radial import gaussian_equivalent, radial_profile, scale_freedom
 from deepinv_astro.optim.regions import separation
 from deepinv_astro.optim.temporal import TemporalModel
 
@@ -110,7 +110,7 @@ class SignTest(NamedTuple):
     @property
     def suspicious(self) -> bool:
         """Whether a source stands out with the changed signs only."""
-        return self.reversed > 6.0 and self.as_given < 5.0
+        return self.reversed > 5.0 and self.as_given < 5.0
 
 
 def sign_test(problem: Problem) -> SignTest:
@@ -119,7 +119,8 @@ def sign_test(problem: Problem) -> SignTest:
 
     The matched filter of :class:`~deepinv_astro.optim.detection.PointSourceSearch` is applied with
     both; a real source adds up with the right sign and is smeared with the other, while speckles do not
-    know. The lesser scatter of the two maps at each separation is the noise of both.
+    know. The lesser scatter of the two maps at each separation is the noise of both; S/N are those
+    of a Gaussian with the same false-alarm probability.
 
     :param Problem problem: data and operator; the first channel is used.
     :return: both peaks.
@@ -136,7 +137,9 @@ def sign_test(problem: Problem) -> SignTest:
             *(radial_profile(s, distance, model.fwhm / 2, "scale") for s in scores)
         )
         usable = (noise > 0) & (distance > SIGN_INNER * model.fwhm)
-        peaks = [torch.where(usable, s / noise, 0.0).max() for s in scores]
+        freedom = scale_freedom(scores[0], distance, model.fwhm)
+        ratios = [torch.where(usable, s / noise, 0.0) for s in scores]
+        peaks = [gaussian_equivalent(ratio, freedom).max() for ratio in ratios]
     return SignTest(*(float(p) for p in peaks))
 
 

@@ -18,9 +18,9 @@ from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
 from deepinv_astro.io.errors import SequenceError
+from deepinv_astro.io.files import existing_file, is_fits
 from deepinv_astro.io.header import relevant
 
-FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".fz", ".fits.z")
 # What astropy raises on files that are cut, compressed badly or not FITS at all.
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, IndexError, KeyError, zlib.error)
 
@@ -58,51 +58,6 @@ class Table(NamedTuple):
 
 # A file, or the values themselves.
 Source: TypeAlias = str | os.PathLike[str] | ArrayLike | torch.Tensor | Array | Table
-
-
-def is_path(source: Any) -> bool:
-    """
-    Whether a source is the name of a file rather than values.
-
-    >>> is_path("cube.fits"), is_path([1.0, 2.0])
-    (True, False)
-    """
-    return isinstance(source, (str, os.PathLike))
-
-
-def existing_file(path: str | os.PathLike[str], role: str) -> Path:
-    """
-    The path of a file that is there, is a file and is not empty.
-
-    :param path: name of the file.
-    :param str role: what it should hold, for the message.
-    :return: the path.
-    :raises SequenceError: if it is missing, a folder or empty.
-    """
-    path = Path(path).expanduser()
-    expected = f"a file with the {role}"
-    if not path.exists():
-        near = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-        there = f"its folder holds {_listed(near)}" if near else "its folder is missing or empty"
-        raise SequenceError(str(path), f"no such file ({there})", expected, "check the name")
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir())
-        found = f"a folder with {_listed(inside)}" if inside else "an empty folder"
-        raise SequenceError(str(path), found, expected, "name the file itself")
-    if not os.access(path, os.R_OK):
-        raise SequenceError(str(path), "no permission to read", expected, "change its mode")
-    if path.stat().st_size == 0:
-        raise SequenceError(str(path), "an empty file", expected, "copy it again")
-    return path
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def is_fits(path: Path) -> bool:
-    """Whether a name ends as FITS files do, compressed or not."""
-    return path.name.lower().endswith(FITS_SUFFIXES)
 
 
 @contextmanager
@@ -186,7 +141,7 @@ def read_image(
         return array
     path = existing_file(source, role)
     with open_fits(path) as hdus:
-        chosen = _choose_image(hdus, path, accept, expected, hdu)
+        chosen = _choose_image(hdus, path, role, accept, expected, hdu)
         header = relevant(hdus[0].header, chosen.header)
         return Array(to_float(chosen.data), header, f"{path} ({role})")
 
@@ -194,6 +149,7 @@ def read_image(
 def _choose_image(
     hdus: fits.HDUList,
     path: Path,
+    role: str,
     accept: Callable[[int], bool],
     expected: str,
     hdu: str | int | None,
@@ -206,13 +162,14 @@ def _choose_image(
         try:
             chosen = hdus[key]
         except (KeyError, IndexError) as error:
-            remedy = "name one of these with hdu="
+            remedy = "name one of these with `hdu`"
             raise SequenceError(str(path), found, f"an HDU {hdu!r}", remedy) from error
         images = [chosen] if chosen.is_image and chosen.data is not None else []
     for image in images:
         if accept(image.data.ndim):
             return image
-    remedy = "give the file, or with hdu= the extension, that holds it"
+    where = ", or with `hdu` the extension," if role == "cube" else ""
+    remedy = f"give the file{where} that holds it"
     raise SequenceError(str(path), found, expected, remedy)
 
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-
-import numpy as np
-from numpy.typing import NDArray
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
 
 from deepinv_astro.io.errors import SequenceError
 
-Angles = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Angles: TypeAlias = "NDArray[np.float64]"
+
+
+class AnglesUnit(str, Enum):
+    """Unit of the angles in a file; ``AUTO`` trusts the header and otherwise expects degrees."""
+
+    AUTO = "auto"
+    DEG = "deg"
+    RAD = "rad"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +36,7 @@ class Dialect:
     :param str note: the sentence that the provenance gets.
     :param dict patterns: file name patterns of the parts, for a folder.
 
+    >>> import numpy as np
     >>> DIALECTS["sphere-dc"].derotation(np.array([-111.5, -182.4]))
     array([111.5, 182.4])
     """
@@ -41,6 +53,7 @@ def as_stored(angles: Angles) -> Angles:
     """
     The stored angle brings North up, counter-clockwise as displayed: VIP, PynPoint.
 
+    >>> import numpy as np
     >>> as_stored(np.array([3.0]))
     array([3.])
     """
@@ -51,6 +64,7 @@ def opposite(angles: Angles) -> Angles:
     """
     The stored angle is that of the sky on the detector: SPHERE Data Center's ``rotnth``.
 
+    >>> import numpy as np
     >>> opposite(np.array([3.0]))
     array([-3.])
     """
@@ -130,6 +144,25 @@ def get_dialect(dialect: str | Dialect) -> Dialect:
         return dialect
     if dialect not in DIALECTS:
         raise SequenceError(
-            "dialect", repr(dialect), f"one of {', '.join(DIALECTS)}", "pass dialect='generic'"
+            "`dialect`", repr(dialect), f"one of {', '.join(DIALECTS)}", "pass `dialect='generic'`"
         )
     return DIALECTS[dialect]
+
+
+def get_angles_unit(unit: AnglesUnit | str) -> AnglesUnit:
+    """
+    A unit of angles by name.
+
+    :param unit: ``'auto'``, ``'deg'``, ``'rad'``, or the :class:`AnglesUnit` itself.
+    :return: the unit.
+    :raises SequenceError: if the name is unknown.
+
+    >>> get_angles_unit("rad").name
+    'RAD'
+    """
+    try:
+        return AnglesUnit(unit)
+    except ValueError as error:
+        known = ", ".join(repr(a.value) for a in AnglesUnit)
+        remedy = "pass `angles_unit='deg'`"
+        raise SequenceError("`angles_unit`", repr(unit), f"one of {known}", remedy) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as Collection
+from contextlib import contextmanager
 from typing import Any
 
 import astropy.units as u
@@ -15,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from deepinv_astro.io.arrays import Array, Source, read_image
-from deepinv_astro.io.dialects import Dialect, get_dialect
+from deepinv_astro.io.dialects import AnglesUnit, Dialect, get_angles_unit, get_dialect
 from deepinv_astro.io.errors import SequenceError
 from deepinv_astro.io.header import (
     as_pixel_scale,
@@ -27,9 +29,12 @@ from deepinv_astro.io.maps import read_bad_pixels, read_transmission
 from deepinv_astro.io.parts import Parts, gather
 from deepinv_astro.io.psf import StarImage, flux_from_aperture, read_psf
 from deepinv_astro.io.sequence import Sequence, check_center
-from deepinv_astro.io.vectors import AnglesUnit, parse_unit, read_angles, read_wavelengths
+from deepinv_astro.io.vectors import parse_unit, read_angles, read_wavelengths
 
 logger = logging.getLogger(__name__)
+
+#: Values between which squares, and sums of squares, are safe in float32.
+SMALLEST, LARGEST = 1e-12, 1e15
 
 
 def read_sequence(
@@ -89,36 +94,24 @@ def read_sequence(
     >>> tuple(seq.y.shape), seq.angles[1].item(), seq.provenance[-1]
     ((1, 1, 4, 9, 12), 8.0, 'Added true north, -2 degrees, to the angles.')
     """
-    kind = get_dialect(dialect)
+    kind, angles_unit = get_dialect(dialect), get_angles_unit(angles_unit)
     notes = [kind.note]
     parts = gather(Parts(cube, angles, psf, wavelengths, pixel_scale), kind, notes)
     frames = _read_cube(parts.cube, hdu, notes)
+    _mask(frames, bad_pixels, notes)
     channels, n_frames, *shape = frames.values.shape
     detector = (shape[0], shape[1])
-    if bad_pixels is not None:
-        bad = read_bad_pixels(bad_pixels, frames.values.shape, notes)
-        frames.values[np.broadcast_to(bad, frames.values.shape)] = np.nan
     where = _center(center, frames.header, kind, detector, notes)
     unit = _unit(frames.header, notes)
-    star = None if parts.psf is None else read_psf(parts.psf, channels, notes)
+    star = read_psf(parts.psf, channels, detector, notes)
     flux = _star_flux(star_flux, star_flux_aperture, star, frames, unit, notes)
-    through = (
-        None if transmission is None else read_transmission(transmission, detector, where, notes)
-    )
-    colors = (
-        None
-        if parts.wavelengths is None
-        else read_wavelengths(parts.wavelengths, channels, kind.wavelength_unit, notes)
-    )
+    through = read_transmission(transmission, detector, where, notes)
+    colors = read_wavelengths(parts.wavelengths, channels, kind.wavelength_unit, notes)
     scale = _pixel_scale(parts.pixel_scale, frames.header, notes)
-    stored = read_angles(parts.angles, n_frames, _angles_unit(angles_unit), notes)
+    stored = read_angles(parts.angles, n_frames, angles_unit, notes)
     turned = kind.derotation(stored) + _finite_north(true_north, notes)
-    # The checks of the dataclass speak of its fields; the user knows the files.
-    names = {"y": frames.name, "transmission": f"{transmission} (transmission)"}
-    if star is not None:
-        names["psf"] = star.name
     dtype = torch.from_numpy(frames.values).dtype
-    try:
+    with _fields_as_files(frames, star, transmission):
         return Sequence(
             y=torch.from_numpy(frames.values[None]),
             angles=torch.from_numpy(turned),
@@ -133,6 +126,16 @@ def read_sequence(
             target=target or target_from_header(frames.header),
             provenance=tuple(notes),
         )
+
+
+@contextmanager
+def _fields_as_files(frames: Array, star: StarImage | None, transmission: Any) -> Iterator[None]:
+    """The checks of the dataclass speak of its fields; the user knows the files."""
+    names = {"`y`": frames.name, "`transmission`": f"{transmission} (transmission)"}
+    if star is not None:
+        names["`psf`"] = star.name
+    try:
+        yield
     except SequenceError as error:
         name = names.get(error.source, error.source)
         raise SequenceError(name, error.found, error.expected, error.remedy) from error
@@ -155,7 +158,22 @@ def _read_cube(source: Source, hdu: str | int | None, notes: list[str]) -> Array
         notes.append(f"Replaced {int(infinite.sum())} infinite values of {cube.name} by NaN.")
     if missing.any():
         notes.append(f"Took {int(missing.sum())} NaN values of {cube.name} as missing data.")
-    return cube._replace(values=values)
+    return cube._replace(values=_with_room(values, cube.name, notes))
+
+
+def _with_room(values: NDArray[Any], name: str, notes: list[str]) -> NDArray[Any]:
+    """Values whose squares float32 holds, or else in float64."""
+    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    if values.dtype == np.float64 or largest == 0 or SMALLEST < largest < LARGEST:
+        return values
+    notes.append(f"Took {name} as float64: its values reach {largest:.3g}.")
+    return values.astype(np.float64)
+
+
+def _mask(frames: Array, bad_pixels: Source | None, notes: list[str]) -> None:
+    if bad_pixels is not None:
+        bad = read_bad_pixels(bad_pixels, frames.values.shape, notes)
+        frames.values[np.broadcast_to(bad, frames.values.shape)] = np.nan
 
 
 def _center(
@@ -188,17 +206,11 @@ def _pixel_scale(given: Any, header: fits.Header, notes: list[str]) -> u.Quantit
     return scale
 
 
-def _angles_unit(unit: AnglesUnit | str) -> AnglesUnit:
-    try:
-        return AnglesUnit(unit)
-    except ValueError as error:
-        known = ", ".join(repr(a.value) for a in AnglesUnit)
-        raise SequenceError("angles_unit", repr(unit), f"one of {known}", "pass 'deg'") from error
-
-
 def _finite_north(true_north: float, notes: list[str]) -> float:
     if not math.isfinite(true_north):
-        raise SequenceError("true_north", f"{true_north}", "finite degrees", "pass 0 if unknown")
+        raise SequenceError(
+            "`true_north`", f"{true_north}", "finite degrees", "pass `true_north=0` if unknown"
+        )
     if true_north:
         notes.append(f"Added true north, {true_north:g} degrees, to the angles.")
     return float(true_north)
@@ -214,8 +226,8 @@ def _star_flux(
 ) -> NDArray[np.float64] | None:
     channels = frames.values.shape[0]
     if total is not None and aperture is not None:
-        found = "both star_flux and star_flux_aperture"
-        raise SequenceError("star_flux", found, "one of them", "leave one out")
+        found = "both `star_flux` and `star_flux_aperture`"
+        raise SequenceError("`star_flux`", found, "one of them", "leave one out")
     if total is not None:
         notes.append("Took the star's total flux as given.")
         return _per_channel(_in_unit(total, unit), channels)
@@ -223,8 +235,8 @@ def _star_flux(
         return None if star is None else _flux_of_psf(star, frames, unit, notes)
     if star is None:
         expected = "a PSF to convert it to the total flux"
-        remedy = "give the PSF, or the total as star_flux"
-        raise SequenceError("star_flux_aperture", "no PSF", expected, remedy)
+        remedy = "give the PSF, or the total as `star_flux`"
+        raise SequenceError("`star_flux_aperture`", "no PSF", expected, remedy)
     inside, diameter = _per_channel(_in_unit(aperture[0], unit), channels), aperture[1]
     flux = flux_from_aperture(star.psf, inside, _per_channel(diameter, channels))
     notes.append(
@@ -241,14 +253,14 @@ def _in_unit(value: Any, unit: u.UnitBase) -> Any:
         return value.to_value(unit)
     except u.UnitsError as error:
         remedy = f"give it in '{unit}'"
-        raise SequenceError("star_flux", f"'{value.unit}'", f"'{unit}'", remedy) from error
+        raise SequenceError("`star_flux`", f"'{value.unit}'", f"'{unit}'", remedy) from error
 
 
 def _per_channel(value: Any, channels: int) -> NDArray[np.float64]:
     values = np.atleast_1d(np.asarray(value, dtype=np.float64))
     if values.shape not in ((1,), (channels,)) or not (np.isfinite(values) & (values > 0)).all():
         expected = f"one positive number, or {channels}, one per channel"
-        raise SequenceError("star_flux", str(values.tolist()), expected, "correct the value")
+        raise SequenceError("`star_flux`", str(values.tolist()), expected, "correct the value")
     return np.broadcast_to(values, (channels,)).astype(np.float64)
 
 
@@ -264,7 +276,7 @@ def _flux_of_psf(
                 star.name,
                 f"mixed units: PSF in '{star.unit}', cube in '{unit}' ({frames.name})",
                 "the same unit in both, so that the PSF tells the star's flux",
-                f"convert one file, or pass star_flux in '{unit}'",
+                f"convert one file, or pass `star_flux` in '{unit}'",
             ) from error
         notes.append(f"Converted the star's flux from '{star.unit}' to '{unit}', times {factor:g}.")
         flux = flux * factor
@@ -274,8 +286,8 @@ def _flux_of_psf(
     if bright.size and float(flux.min()) < float(np.percentile(bright, 99.9)):
         text = (
             f"The PSF of {star.name} sums to {float(flux.min()):.4g}, less than the brightest "
-            "pixels of the cube: it was rescaled, and the star's flux is unknown. Pass star_flux "
-            "or star_flux_aperture to get contrasts."
+            "pixels of the cube: it was rescaled, and the star's flux is unknown. Pass `star_flux` "
+            "or `star_flux_aperture` to get contrasts."
         )
         logger.warning(text)
         notes.append(text)

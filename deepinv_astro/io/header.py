@@ -53,16 +53,16 @@ def as_pixel_scale(value: Any) -> u.Quantity:
     <Quantity 27.19 mas>
     """
     expected = "an angle with its unit"
-    remedy = "write for example pixel_scale='27.19 mas'"
+    remedy = "write for example `pixel_scale='27.19 mas'`"
     try:
         quantity = u.Quantity(value)
         if quantity.unit.is_equivalent(u.rad / u.pix):
             quantity = quantity * u.pix
         quantity = quantity.to(u.mas)
     except (TypeError, ValueError, u.UnitsError) as error:
-        raise SequenceError("pixel_scale", repr(value), expected, remedy) from error
+        raise SequenceError("`pixel_scale`", repr(value), expected, remedy) from error
     if u.Quantity(value).unit == u.dimensionless_unscaled:
-        raise SequenceError("pixel_scale", repr(value), expected, remedy)
+        raise SequenceError("`pixel_scale`", repr(value), expected, remedy)
     return quantity
 
 
@@ -153,7 +153,7 @@ def center_from_header(header: fits.Header, notes: list[str]) -> tuple[float, fl
     if zero == one:
         notes.append(
             f"Ignored the star position STARCENX = {values[1]}, STARCENY = {values[0]} of the "
-            "header, which does not say whether pixels count from 0 or 1; pass center=."
+            "header, which does not say whether pixels count from 0 or 1; pass `center`."
         )
         return None
     row, column = (float(v) - float(one) for v in values)

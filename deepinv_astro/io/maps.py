@@ -11,40 +11,41 @@ from deepinv_astro.io.arrays import (
     Array,
     Source,
     Table,
-    existing_file,
-    is_fits,
-    is_path,
     read_image,
     read_vector,
 )
 from deepinv_astro.io.errors import SequenceError
+from deepinv_astro.io.files import existing_file, is_fits, is_path
 
 RADIUS_NAMES = ("R", "RADIUS", "SEPARATION", "SEP", "RHO", "PIX", "PIXEL", "PIXELS")
 
 
 def read_transmission(
-    source: Source,
+    source: Source | None,
     shape: tuple[int, int],
     center: tuple[float, float] | None,
     notes: list[str],
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64] | None:
     """
     Coronagraph transmission as a map of the detector.
 
     A two-column table or a (2, N) or (N, 2) image is a radial profile: radius in pixels,
     transmission; beyond its end the last value holds.
 
-    :param source: FITS map (H, W), or radial profile as FITS image, FITS table, text or CSV.
+    :param source: FITS map (H, W), or radial profile as FITS image, FITS table, text or CSV;
+        None if there is none.
     :param tuple shape: (H, W) of the detector.
     :param tuple center: (row, column) of the star, for a profile; default (H//2, W//2).
     :param list notes: gets one sentence.
-    :return: (H, W).
+    :return: (H, W), or None.
     :raises SequenceError: if it has another shape or is not a transmission.
 
     >>> profile = np.array([[0.0, 0.0], [2.0, 1.0], [9.0, 1.0]])
     >>> read_transmission(profile, (5, 7), (2.0, 3.0), [])[2]
     array([1. , 1. , 0.5, 0. , 0.5, 1. , 1. ])
     """
+    if source is None:
+        return None
     if is_path(source) and _is_table(source):
         table = read_vector(source, "transmission")
         return _from_profile(_profile_of_table(table), table.name, shape, center, notes)

@@ -16,14 +16,12 @@ from deepinv_astro.io.arrays import (
     Array,
     Column,
     Table,
-    existing_file,
-    is_fits,
-    is_path,
     open_fits,
     to_float,
 )
 from deepinv_astro.io.dialects import Dialect
 from deepinv_astro.io.errors import SequenceError
+from deepinv_astro.io.files import existing_file, is_fits, is_path
 from deepinv_astro.io.header import relevant
 from deepinv_astro.io.vectors import ANGLE_NAMES
 
@@ -76,7 +74,7 @@ def gather(parts: Parts, dialect: Dialect, notes: list[str]) -> Parts:
     angles = _angles_beside(parts.cube)
     if angles is None:
         raise SequenceError(
-            "angles",
+            "`angles`",
             "none",
             "one derotation angle per frame",
             "name the file with the angles",

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepinv_astro.io.arrays import Array, Source, is_path, read_image
+from deepinv_astro.io.arrays import Array, Source, read_image
 from deepinv_astro.io.errors import SequenceError
+from deepinv_astro.io.files import is_path
 from deepinv_astro.io.stamps import Core, Image, center_stamp, crop_center, fit_core, trimmed_side
 from deepinv_astro.io.vectors import parse_unit
-from deepinv_astro.physics.functional.aperture import aperture_flux
 
 logger = logging.getLogger(__name__)
 
 LARGEST_UNTRIMMED = 65
 KEPT_FLUX = 0.999
+#: Parts of the flux in a level as that of the border: worth a note, and worth a warning. The halo
+#: that adaptive optics leaves makes up to a tenth by itself.
+NOTED_LEVEL, DOUBTFUL_LEVEL = 0.02, 0.1
 
 
 class StarImage(NamedTuple):
@@ -38,19 +41,28 @@ class StarImage(NamedTuple):
     unit: Any
 
 
-def read_psf(source: Source | Collection[Source], n_channels: int, notes: list[str]) -> StarImage:
+def read_psf(
+    source: Source | Collection[Source] | None,
+    n_channels: int,
+    detector: tuple[int, int],
+    notes: list[str],
+) -> StarImage | None:
     """
     PSF and flux of the star from one file or several (before and after: their mean).
 
-    Each stamp is recentred and cropped to an odd side. Nothing is subtracted.
+    Each stamp is recentred and cropped to an odd side, at most that of the frames. Nothing is
+    subtracted.
 
     :param source: FITS file or array (k, k), (C, k, k) or (C, N, k, k) for N exposures;
-        or a list of those.
+        or a list of those; None if there is none.
     :param int n_channels: number of channels C of the cube.
+    :param tuple detector: (H, W) of the frames.
     :param list notes: gets one sentence per correction.
-    :return: PSF, flux, name and unit.
+    :return: PSF, flux, name and unit; or None.
     :raises SequenceError: if there is no star of positive flux in each channel.
     """
+    if source is None:
+        return None
     sources = _as_list(source)
     arrays = [
         read_image(s, "psf", lambda n: 2 <= n <= 4, "an image of 2 to 4 dimensions")
@@ -66,7 +78,7 @@ def read_psf(source: Source | Collection[Source], n_channels: int, notes: list[s
         notes.append(
             f"Averaged the PSFs of {len(cropped)} files ({name}); their fluxes are {sums}."
         )
-    stamps = _trimmed(np.mean(cropped, axis=0), name, notes)
+    stamps = _trimmed(np.mean(cropped, axis=0), min(detector), name, notes)
     flux = stamps.sum(axis=(-2, -1))
     if not (flux > 0).all():
         raise _bad_sum(name, flux)
@@ -79,7 +91,7 @@ def _as_list(source: Any) -> list[Any]:
     if isinstance(source, Array) or not isinstance(source, (list, tuple)):
         return [source]
     if not source:
-        raise SequenceError("psf", "an empty list", "at least one file", "name the PSF file")
+        raise SequenceError("`psf`", "an empty list", "at least one file", "name the PSF file")
     one = not isinstance(source[0], Array) and not is_path(source[0]) and np.ndim(source[0]) < 2
     return [source] if one else list(source)
 
@@ -89,7 +101,7 @@ def _common_unit(arrays: list[Array]) -> Any:
     distinct = {parse_unit(t) for t in units.values()}
     if len(distinct) > 1:
         listed = ", ".join(f"'{unit}' in {name}" for name, unit in units.items())
-        raise SequenceError("psf", f"mixed units: {listed}", "one unit", "convert the files")
+        raise SequenceError("`psf`", f"mixed units: {listed}", "one unit", "convert the files")
     text = next(iter(units.values()))
     return parse_unit(text) if text else None
 
@@ -137,8 +149,9 @@ def _stamps(array: Array, n_channels: int, notes: list[str]) -> Image:
         raise SequenceError(
             array.name,
             f"shape {array.values.shape}",
-            f"({n_channels}, k, k) for the {n_channels} channels of the cube, or (k, k) for one",
-            "give one stamp per channel (average repeated exposures first)",
+            f"an image of the star off the coronagraph: ({n_channels}, k, k) for the {n_channels} channels of the "
+            "cube, or (k, k) for one",
+            "give one stamp per channel, not the frames of the cube (average repeated exposures first)",
         )
     return values
 
@@ -157,26 +170,30 @@ def _note_level(stamps: Image, cores: list[Core], name: str, notes: list[str]) -
     )
     level = np.median(edge, axis=-1)
     share = float(np.abs(level * stamps[0].size / stamps.sum(axis=(-2, -1))).max())
-    if share > 0.02:
+    if share > NOTED_LEVEL:
         text = (
-            f"The border of the PSF of {name} has a level that makes {share:.0%} of its flux; "
-            "nothing was subtracted."
+            f"The border of the PSF of {name} has a level that makes {share:.0%} of its flux; nothing was "
+            "subtracted. If that is sky and not the halo of the star, subtract it: it counts as the star's flux."
         )
-        logger.warning(text)
         notes.append(text)
+        if share > DOUBTFUL_LEVEL:
+            logger.warning(text)
 
 
-def _trimmed(stamps: Image, name: str, notes: list[str]) -> Image:
+def _trimmed(stamps: Image, largest: int, name: str, notes: list[str]) -> Image:
+    """Cut what holds no flux from a large stamp, and what does not fit on the frames."""
     side = stamps.shape[-1]
-    if side <= LARGEST_UNTRIMMED:
+    smaller = side if side <= LARGEST_UNTRIMMED else trimmed_side(stamps, KEPT_FLUX)
+    smaller = min(smaller, largest - 1 + largest % 2)
+    if smaller == side:
         return stamps
-    smaller = trimmed_side(stamps, KEPT_FLUX)
-    if smaller < side:
-        notes.append(
-            f"Trimmed the PSF of {name} from {side} to {smaller} pixels, "
-            f"which hold {KEPT_FLUX:.1%} of its flux."
-        )
-    return crop_center(stamps, smaller)
+    cut = crop_center(stamps, smaller)
+    kept = float((cut.sum(axis=(-2, -1)) / stamps.sum(axis=(-2, -1))).min())
+    notes.append(
+        f"Trimmed the PSF of {name} from {side} to {smaller} pixels, "
+        f"which hold {kept:.1%} of its flux."
+    )
+    return cut
 
 
 def _bad_sum(name: str, flux: Image) -> SequenceError:
@@ -206,6 +223,9 @@ def flux_from_aperture(
     >>> flux_from_aperture(np.full((1, 3, 3), 1 / 9), 1.0, 2.0).round(4)
     array([2.8648])
     """
+    # imports deepinv, which takes seconds
+    from deepinv_astro.physics.functional.aperture import aperture_flux
+
     channels, side = psf.shape[0], psf.shape[-1]
     diameters = np.broadcast_to(np.asarray(fwhm, dtype=np.float64), (channels,))
     center = (float(side // 2), float(side // 2))

@@ -93,7 +93,7 @@ class Sequence:
         index = torch.arange(self.n_frames)[frames].reshape(-1)
         if len(index) == 0:
             raise SequenceError(
-                "frames",
+                "`frames`",
                 "a selection of no frame",
                 f"at least one of the {self.n_frames} frames",
                 "select other indices",
@@ -145,27 +145,27 @@ def check_center(center: tuple[float, float], shape: tuple[int, int]) -> tuple[f
     pair = tuple(float(c) for c in center)
     expected = f"(row, column) inside the image of {shape[0]} rows and {shape[1]} columns"
     if len(pair) != 2 or not all(math.isfinite(c) for c in pair):
-        raise SequenceError("center", str(pair), expected, "give two finite numbers")
+        raise SequenceError("`center`", str(pair), expected, "give two finite numbers")
     row, column = pair
     if not (-0.5 <= row <= shape[0] - 0.5 and -0.5 <= column <= shape[1] - 0.5):
         remedy = "give the star's position in pixels, row first, counted from 0"
-        raise SequenceError("center", f"({row:g}, {column:g})", expected, remedy)
+        raise SequenceError("`center`", f"({row:g}, {column:g})", expected, remedy)
     return row, column
 
 
 def _check_frames(y: Tensor) -> None:
     expected = "a floating tensor (1, C, T, H, W)"
     if y.ndim != 5 or y.shape[0] != 1 or y.numel() == 0:
-        raise SequenceError("y", f"shape {tuple(y.shape)}", expected, "reshape the frames")
+        raise SequenceError("`y`", f"shape {tuple(y.shape)}", expected, "reshape the frames")
     if not y.is_floating_point():
-        raise SequenceError("y", str(y.dtype), expected, "convert with y.float()")
+        raise SequenceError("`y`", str(y.dtype), expected, "convert with y.float()")
     dead = (~torch.isfinite(y)).all(dim=-1).all(dim=-1)[0]
     if bool(dead.any()):
         where = [tuple(i) for i in dead.nonzero().tolist()]
         listed = ", ".join(f"(channel {c}, frame {t})" for c, t in where[:5])
         more = f" and {len(where) - 5} more" if len(where) > 5 else ""
         raise SequenceError(
-            "y",
+            "`y`",
             f"no finite pixel in {listed}{more}",
             "data in every frame",
             "remove these frames and their angles from the files",
@@ -175,7 +175,7 @@ def _check_frames(y: Tensor) -> None:
 def _check_angles(angles: Tensor, n_frames: int) -> None:
     if tuple(angles.shape) != (n_frames,):
         raise SequenceError(
-            "angles",
+            "`angles`",
             f"shape {tuple(angles.shape)}",
             f"({n_frames},), one angle per frame",
             "give the angles of exactly these frames",
@@ -183,7 +183,7 @@ def _check_angles(angles: Tensor, n_frames: int) -> None:
     if not bool(torch.isfinite(angles).all()):
         where = (~torch.isfinite(angles)).nonzero().flatten().tolist()
         raise SequenceError(
-            "angles", f"non-finite values at {where}", "finite degrees", "remove these frames"
+            "`angles`", f"non-finite values at {where}", "finite degrees", "remove these frames"
         )
 
 
@@ -193,17 +193,17 @@ def _check_psf(psf: Tensor | None, y: Tensor) -> None:
     channels, height, width = y.shape[1], y.shape[3], y.shape[4]
     if psf.ndim != 3 or psf.shape[0] != channels or psf.shape[1] != psf.shape[2]:
         raise SequenceError(
-            "psf",
+            "`psf`",
             f"shape {tuple(psf.shape)}",
             f"({channels}, k, k): a square stamp for each of the {channels} channels",
             "give one PSF per channel",
         )
     k = psf.shape[-1]
     if k % 2 == 0:
-        raise SequenceError("psf", f"{k} pixels", "an odd side", "read it with read_sequence")
+        raise SequenceError("`psf`", f"{k} pixels", "an odd side", "read it with read_sequence")
     if k > min(height, width):
         raise SequenceError(
-            "psf",
+            "`psf`",
             f"a stamp of {k} x {k} pixels",
             f"at most the image, {height} x {width}",
             "crop the PSF about its star",
@@ -211,7 +211,7 @@ def _check_psf(psf: Tensor | None, y: Tensor) -> None:
     total = psf.double().sum(dim=(-2, -1))
     if not bool(((total - 1).abs() < 1e-4).all()):
         raise SequenceError(
-            "psf",
+            "`psf`",
             f"sums {[round(v, 6) for v in total.tolist()]}",
             "unit sums",
             "divide each stamp by its sum",
@@ -223,14 +223,14 @@ def _check_star_flux(star_flux: Tensor | None, channels: int) -> None:
         return
     if tuple(star_flux.shape) != (channels,):
         raise SequenceError(
-            "star_flux",
+            "`star_flux`",
             f"shape {tuple(star_flux.shape)}",
             f"({channels},), one flux per channel",
             "give one value per channel",
         )
     if not bool((torch.isfinite(star_flux) & (star_flux > 0)).all()):
         raise SequenceError(
-            "star_flux",
+            "`star_flux`",
             str(star_flux.tolist()),
             "positive finite fluxes",
             "give the star's flux in the unit of the cube, or leave it out",
@@ -246,20 +246,23 @@ def _check_units(
         or not (math.isfinite(pixel_scale.value) and pixel_scale.value > 0)
     ):
         raise SequenceError(
-            "pixel_scale", str(pixel_scale), "one positive angle", "write for example '27.19 mas'"
+            "`pixel_scale`",
+            str(pixel_scale),
+            "one positive angle",
+            "write for example `pixel_scale='27.19 mas'`",
         )
     if wavelengths is None:
         return
     if wavelengths.shape != (channels,) or not wavelengths.unit.is_equivalent(u.m):
         raise SequenceError(
-            "wavelengths",
+            "`wavelengths`",
             f"shape {wavelengths.shape}, unit '{wavelengths.unit}'",
             f"({channels},) in a unit of length",
             "give one wavelength per channel, such as [1.593, 1.667] * u.um",
         )
     if not all(math.isfinite(v) and v > 0 for v in wavelengths.value.tolist()):
         raise SequenceError(
-            "wavelengths", str(wavelengths), "positive finite values", "check the file"
+            "`wavelengths`", str(wavelengths), "positive finite values", "check the file"
         )
 
 
@@ -268,7 +271,7 @@ def _check_transmission(transmission: Tensor | None, shape: tuple[int, int]) -> 
         return
     if tuple(transmission.shape) != tuple(shape):
         raise SequenceError(
-            "transmission",
+            "`transmission`",
             f"shape {tuple(transmission.shape)}",
             f"the detector's {tuple(shape)}",
             "crop the map to the frames, about the star",
@@ -276,7 +279,7 @@ def _check_transmission(transmission: Tensor | None, shape: tuple[int, int]) -> 
     low, high = float(transmission.min()), float(transmission.max())
     if not (low >= 0 and high <= 1.5 and high > 0):
         raise SequenceError(
-            "transmission",
+            "`transmission`",
             f"values from {low:g} to {high:g}",
             "finite fractions between 0 and 1",
             "divide by its value far from the mask; percentages by 100",

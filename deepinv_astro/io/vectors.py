@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from enum import Enum
 from typing import Any
 
 import astropy.units as u
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepinv_astro.io.arrays import Array, Column, Source, Table, read_vector
+from deepinv_astro.io.dialects import AnglesUnit
 from deepinv_astro.io.errors import SequenceError
 
 logger = logging.getLogger(__name__)
@@ -39,14 +39,6 @@ ANGLE_NAMES = (
 WAVELENGTH_NAMES = ("WAVELENGTH", "WAVELENGTHS", "LAMBDA", "LAM", "WAVE", "WL", "WLS", "LBDA")
 SPAN_OF_RADIANS = 0.1
 SMALLEST_SPAN = 0.01
-
-
-class AnglesUnit(str, Enum):
-    """Unit of the angles in a file; ``AUTO`` trusts the header and otherwise expects degrees."""
-
-    AUTO = "auto"
-    DEG = "deg"
-    RAD = "rad"
 
 
 def pick_column(table: Table, names: tuple[str, ...], role: str) -> Column:
@@ -144,7 +136,7 @@ def _in_degrees(
             f"angles from {values.min():.4g} to {values.max():.4g} without a unit, "
             f"which look like radians (then they turn by {math.degrees(span):.0f} degrees)",
             "degrees",
-            "say which with angles_unit='rad' or angles_unit='deg'",
+            "say which with `angles_unit='rad'` or `angles_unit='deg'`",
         )
     return values
 
@@ -166,21 +158,23 @@ def _varying(values: NDArray[np.float64], name: str, notes: list[str]) -> NDArra
 
 def read_wavelengths(
     source: Any, n_channels: int, default_unit: str, notes: list[str]
-) -> u.Quantity:
+) -> u.Quantity | None:
     """
     Wavelengths of the channels in micrometres.
 
-    :param source: file, values, Quantity or text such as ``'1.593 um'``.
+    :param source: file, values, Quantity or text such as ``'1.593 um, 1.667 um'``; None if unknown.
     :param int n_channels: number of channels C of the cube.
     :param str default_unit: unit that the dialect prescribes; '' to tell it by value.
     :param list notes: gets one sentence per correction.
-    :return: wavelengths (C,).
+    :return: wavelengths (C,), or None.
     :raises SequenceError: if they are not C positive lengths.
 
-    >>> read_wavelengths("1593 nm", 1, "", [])
-    <Quantity [1.593] um>
+    >>> read_wavelengths("1593 nm, 1.667 um", 2, "", [])
+    <Quantity [1.593, 1.667] um>
     """
-    name = "wavelengths"
+    if source is None:
+        return None
+    name = "`wavelengths`"
     quantity = _as_quantity(source)
     if quantity is None:
         read = read_vector(source, "wavelengths")
@@ -204,7 +198,7 @@ def _as_quantity(source: Any) -> u.Quantity | None:
         return source
     if isinstance(source, str):
         try:
-            quantity = u.Quantity(source)
+            quantity = u.Quantity([u.Quantity(part) for part in source.split(",")])
         except (TypeError, ValueError):
             return None
         return quantity if quantity.unit != u.dimensionless_unscaled else None
@@ -221,7 +215,7 @@ def _unit_by_value(values: NDArray[Any], name: str, notes: list[str]) -> str:
             notes.append(f"Took the wavelengths of {name} to be in {unit}, by their values.")
             return unit
     kind = "scaling factors" if scaled else f"values from {low:g} to {high:g} without a unit"
-    remedy = "pass a Quantity, such as [1.593, 1.667] * astropy.units.um"
+    remedy = "name the unit in the file, or pass text such as `wavelengths='1.593 um'`"
     raise SequenceError(name, kind, "wavelengths in a known unit", remedy)
 
 

@@ -17,8 +17,10 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
-from deepinv_astro.io.arrays import existing_file, open_fits
-from deepinv_astro.io.atomic import atomic_path, to_json
+from deepinv_astro.io.arrays import open_fits
+from deepinv_astro.io.atomic import atomic_path
+from deepinv_astro.io.files import existing_file
+from deepinv_astro.io.strict_json import to_json
 
 
 def offset_wcs(

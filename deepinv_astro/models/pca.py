@@ -162,6 +162,6 @@ def check_components(n_components: int, frames: int | None = None) -> None:
         raise ValueError(f"n_components must be zero or more, got {n_components}")
     if frames is not None and n_components >= frames:
         raise ValueError(
-            f"n_components must be less than the number of frames, {frames}, got {n_components}: "
+            f"`n_components` must be less than the number of frames, {frames}, got {n_components}: "
             "as many components as frames explain everything"
         )

@@ -207,10 +207,9 @@ class _Problem:
         noise_of_gradient = self._null_gradient(start)
         seen = noise_of_gradient.masked_fill(noise_of_gradient <= 0, torch.nan).flatten(2)
         middle = seen.nanmedian(-1).values[..., None, None]
-        weight = (noise_of_gradient * middle).sqrt()
-        smooth_weight = self.method.smoothness * weight
-        sparse_weight = self.method.sparsity * weight * free
-        epsilon = 0.25 * self.noise
+        smooth_weight, sparse_weight = self._weights(noise_of_gradient, middle)
+        sparse_weight = sparse_weight * free
+        epsilon = self._edge()
 
         def cost_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
             cost, slope = self.likelihood.of_residual(self._residual(x))
@@ -227,6 +226,15 @@ class _Problem:
             callback=lambda iteration, cost: progress(name, iteration, cost),
         )
         return found.x
+
+    def _weights(self, noise_of_gradient: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of smoothness and sparsity: the geometric mean of the noise and its median."""
+        weight = (noise_of_gradient * middle).sqrt()
+        return self.method.smoothness * weight, self.method.sparsity * weight
+
+    def _edge(self) -> Tensor:
+        """Step between neighbours above which the smoothness gives way."""
+        return 0.25 * self.noise
 
     def _null_gradient(self, image: Tensor) -> Tensor:
         """Radial standard deviation of the gradient, with the angles' signs flipped."""

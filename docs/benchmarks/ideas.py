@@ -127,12 +127,55 @@ class Separable(marginal._Problem):
         return super().solve(progress)
 
 
-class Twice(Frozen):
-    """Two convex stages, each with the metric of the one before."""
+class Oracle(marginal._Problem):
+    """Not a method: the metric of the speckles themselves, which nobody has, at a chosen strength."""
 
-    def _stage(self, name, start, *args):
-        image = super()._stage(name, start, *args)
-        return super()._stage(name, image, *args) if name == "image" else image
+    truth = None  # set for each target
+
+    def solve(self, progress):
+        metric = self.likelihood.freeze(self._residual(self.truth))
+
+        class Quadratic:
+            variance = self.likelihood.variance
+
+            @staticmethod
+            def of_residual(residual):
+                slope = metric(residual)
+                return 0.5 * (residual * slope).double().sum((1, 2, 3, 4)), slope
+
+        self.likelihood = Quadratic
+        return super().solve(progress)
+
+
+class SmoothFollowsNoise(marginal._Problem):
+    """The smoothness is weighted by the noise of the gradient itself."""
+
+    def _weights(self, noise_of_gradient, middle):
+        smooth, sparse = super()._weights(noise_of_gradient, middle)
+        return smooth * (noise_of_gradient / middle).sqrt(), sparse
+
+
+class SparseFollowsNoise(marginal._Problem):
+    """The sparsity is weighted by the noise of the gradient itself."""
+
+    def _weights(self, noise_of_gradient, middle):
+        smooth, sparse = super()._weights(noise_of_gradient, middle)
+        return smooth, sparse * (noise_of_gradient / middle).sqrt()
+
+
+class SparseFlatter(marginal._Problem):
+    """The sparsity grows with the fourth root of the noise of the gradient."""
+
+    def _weights(self, noise_of_gradient, middle):
+        smooth, sparse = super()._weights(noise_of_gradient, middle)
+        return smooth, sparse * (middle / noise_of_gradient.clamp_min(1e-3 * middle)) ** 0.25
+
+
+class SharperEdges(marginal._Problem):
+    """The smoothness gives way from a tenth of the noise."""
+
+    def _edge(self):
+        return 0.4 * super()._edge()
 
 
 VARIANTS = {
@@ -147,6 +190,16 @@ VARIANTS = {
     "annuli and tiles": ({"regions": both_regions}, marginal._Problem),
     "half the strengths": ({"smoothness": 0.1, "sparsity": 0.11}, marginal._Problem),
     "twice the strengths": ({"smoothness": 0.4, "sparsity": 0.44}, marginal._Problem),
+    "smoothness follows the noise": ({}, SmoothFollowsNoise),
+    "sparsity follows the noise": ({}, SparseFollowsNoise),
+    "sparsity follows it less": ({}, SparseFlatter),
+    "edges from 0.1 of the noise": ({}, SharperEdges),
+    "annuli and tiles, sparsity 0.26": (
+        {"regions": both_regions, "sparsity": 0.26},
+        marginal._Problem,
+    ),
+    "oracle: metric of the true speckles": ({}, Oracle),
+    "oracle, half the strengths": ({"smoothness": 0.1, "sparsity": 0.11}, Oracle),
 }
 
 
@@ -164,10 +217,12 @@ def main() -> None:
         for target, amplitude in CASES:
             unit = shape(target)
             x = unit * (amplitude * UNIT / blur(unit, sequence.psf).max())
+            Oracle.truth = x
             image = Marginal(**settings)(sequence.y + physics.A(x), physics)
             s = score(blur(image, physics.filter), blur(x, sequence.psf), noise)
             row.append(f"{s.whole:.1f}/{s.support:.1f}/{s.flux:.2f}")
             results.append({"variant": name, "target": target, "amplitude": amplitude, **vars(s)})
+        Oracle.truth = torch.zeros(1, 1, SIZE, SIZE)
         empty = blur(Marginal(**settings)(sequence.y, physics), physics.filter) / noise
         row.append(f"{float(empty.max()):.2f}")
         results.append({"variant": name, "target": "none", "peak": float(empty.max())})

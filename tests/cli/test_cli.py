@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -174,8 +175,12 @@ def test_the_image_survives_a_crash_of_the_search(
     out = tmp_path / "out"
     result = run("reconstruct", *files, *given, "--method", "median", "--out", out)
     assert result.exit_code == 130
-    assert [p.name for p in out.iterdir()] == ["image.fits"]
-    assert fits.getdata(out / "image.fits").shape == (HEIGHT, WIDTH)
+    assert [p.name for p in out.iterdir()] == ["unfinished.fits"]
+    assert fits.getdata(out / "unfinished.fits").shape == (HEIGHT, WIDTH)
+    monkeypatch.undo()
+    again = run("reconstruct", *files, *given, "--method", "median", "--out", out)
+    assert again.exit_code == 0, again.output  # the same command
+    assert sorted(p.name for p in out.iterdir()) == ["image.fits", "quicklook.png", "report.json"]
 
 
 def _bad(kind: str, files: list[Path], folder: Path) -> list[object]:
@@ -307,6 +312,98 @@ def test_inspect_without_a_psf(files: list[Path]) -> None:
     assert "no PSF given" in result.output
 
 
+@pytest.fixture
+def two_channels(files: list[Path]) -> list[Path]:
+    """The same sky in two channels, the second twice as bright."""
+    cube, angles, psf = files
+    for path in (cube, psf):
+        data, header = fits.getdata(path, header=True)
+        fits.PrimaryHDU(np.stack([data, 2 * data]), header).writeto(path, overwrite=True)
+    return [cube, angles, psf]
+
+
+def test_two_channels(two_channels: list[Path], given: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--wavelength", "1.6um,1700nm", "--method", "median", "--target", "β Pic"]
+    result = run("reconstruct", *two_channels, *given, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    content = json.loads((out / "report.json").read_text())
+    assert content["target"] == "β Pic"
+    assert sorted((s["name"], s["channel"]) for s in content["sources"]) == [("A", 0), ("A", 1)]
+    first, second = sorted(content["sources"], key=lambda s: s["channel"])
+    assert second["flux"] == pytest.approx(2 * first["flux"], rel=1e-3)
+    assert second["contrast"] == pytest.approx(first["contrast"], rel=1e-3)
+    assert first["row"] - HEIGHT // 2 == pytest.approx(PLANET[0], abs=0.15)
+    assert "channel" in result.output
+    with fits.open(out / "image.fits") as hdus:
+        assert hdus[0].data.shape == (2, HEIGHT, WIDTH)
+        assert hdus[0].header["OBJECT"] == "beta Pic"
+        assert hdus["SNR"].data.shape == (2, HEIGHT, WIDTH)
+        np.testing.assert_allclose(hdus["WAVELENGTHS"].data["WAVELENGTH"], [1.6, 1.7])
+
+
+@pytest.mark.parametrize(("factor", "method"), [(1e30, "marginal"), (1e-30, "median")])
+def test_huge_and_tiny_units_change_nothing_but_the_unit(
+    files: list[Path], given: list[str], tmp_path: Path, factor: float, method: str
+) -> None:
+    contents = []
+    for name, scale, how in (("one", 1.0, "median"), ("scaled", factor, method)):
+        for path in (files[0], files[2]):
+            data = (fits.getdata(path) * scale).astype(np.float32)
+            fits.PrimaryHDU(data).writeto(path, overwrite=True)
+        out = tmp_path / name
+        result = run("reconstruct", *files, *given, "--method", how, "--out", out)
+        assert result.exit_code == 0, result.output
+        contents.append(json.loads((out / "report.json").read_text()))
+    [one], [scaled] = (c["sources"] for c in contents)
+    for key in ("row", "column", "contrast"):
+        assert scaled[key] == pytest.approx(one[key], rel=1e-3)
+    # in float32 the noise of the map is not the same to all digits
+    assert scaled["snr"] == pytest.approx(one["snr"], rel=1e-2)
+    assert scaled["flux"] == pytest.approx(factor * one["flux"], rel=1e-3)
+
+
+def test_one_absurd_pixel_does_no_harm(files: list[Path], given: list[str], tmp_path: Path) -> None:
+    frames = fits.getdata(files[0]).astype(np.float32)
+    frames[3, 10, 10] = 1e30
+    fits.PrimaryHDU(frames).writeto(files[0], overwrite=True)
+    options = ["--method", "median", "--out", tmp_path / "out"]
+    result = run("reconstruct", *files, *given, *options)
+    assert result.exit_code == 0, result.output
+    source = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
+    assert source["contrast"] == pytest.approx(400 / STAR, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_killed_command_leaves_nothing_in_its_own_way(
+    files: list[Path], given: list[str], tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "deepinv_astro.cli", "reconstruct", *files, *given]
+    command += ["--method", "median", "--out", out]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # a shell that runs the tests in the background has interruptions ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (out / "unfinished.fits").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.2)  # into the search: Python loses an interruption that falls into a destructor
+    process.send_signal(getattr(signal, kind))
+    _, told = process.communicate(timeout=60)
+    left = sorted(p.name for p in out.iterdir())
+    assert left == ["unfinished.fits"]
+    assert fits.getdata(out / "unfinished.fits").shape == (HEIGHT, WIDTH)
+    assert process.returncode == (130 if kind == "SIGINT" else -getattr(signal, kind))
+    assert "Traceback" not in told
+    again = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["image.fits", "quicklook.png", "report.json"]
+
+
 def test_a_larger_sky(files: list[Path], given: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--method", "median", "--sky-size", 61, "--out", out]
@@ -357,11 +454,11 @@ def test_beta_pictoris_b_by_the_default_with_the_centre_from_the_data(
 
 def test_inspect_beta_pictoris(data_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
-    result = run("inspect", *_beta_pictoris(data_root), *OPTIONS, "--json", path)
+    result = run("inspect", *_beta_pictoris(data_root), *OPTIONS, *APERTURE, "--json", path)
     assert result.exit_code == 0, result.output
     facts = json.loads(path.read_text())
     assert np.hypot(*(np.array(facts["center_estimated"]) - 51)) < 0.5
-    assert facts["sign_test"]["as_given"] > 15
+    assert facts["sign_test"]["as_given"] > 6
     assert facts["sign_test"]["reversed"] < 5
     assert facts["warnings"] == []
 

@@ -415,16 +415,32 @@ def test_large_psf_is_trimmed(angles):
     data = np.random.default_rng(0).normal(0, 1, (T, 110, 120))
     seq = read_sequence(data, angles, star((100, 103), (49.7, 50.2)))
     assert seq.psf.shape[-1] < 15
-    assert any("Trimmed" in n and "99.9%" in n for n in seq.provenance)
+    (note,) = [n for n in seq.provenance if "Trimmed" in n]
+    assert float(note.split("hold ")[1].split("%")[0]) >= 99.9
     np.testing.assert_allclose(seq.star_flux, [4000], rtol=1.1e-3)
 
 
-def test_background_of_the_psf_is_kept_and_reported(cube, angles, caplog):
+def test_psf_larger_than_the_frames_is_cut_to_fit(cube, angles):
+    seq = read_sequence(cube, angles, star((17, 17), (8, 8)))
+    assert seq.psf.shape == (1, 13, 13)  # frames of 14 x 19
+    assert any("Trimmed" in n and "from 17 to 13 pixels" in n for n in seq.provenance)
+    np.testing.assert_allclose(fit_core(seq.psf[0].numpy())[:2], (6, 6), atol=2e-3)
+
+
+def test_the_cube_is_no_psf(cube, angles):
+    with pytest.raises(
+        SequenceError, match=r"star off the coronagraph.*not the frames of the cube"
+    ):
+        read_sequence(cube, angles, cube)
+
+
+@pytest.mark.parametrize(("level", "noted", "warned"), [(0.1, 0, 0), (1.5, 1, 0), (5.0, 1, 1)])
+def test_background_of_the_psf_is_kept_and_reported(cube, angles, caplog, level, noted, warned):
     with caplog.at_level(logging.WARNING):
-        seq = read_sequence(cube, angles, star((13, 13), (6, 6)) + 5.0)
-    np.testing.assert_allclose(seq.star_flux, [4000 + 5 * 169], rtol=1e-3)
-    assert any("nothing was subtracted" in n for n in seq.provenance)
-    assert "nothing was subtracted" in caplog.text
+        seq = read_sequence(cube, angles, star((13, 13), (6, 6)) + level)
+    np.testing.assert_allclose(seq.star_flux, [4000 + level * 169], rtol=1e-3)
+    assert sum("nothing was subtracted" in n for n in seq.provenance) == noted
+    assert caplog.text.count("nothing was subtracted") == warned
 
 
 def with_nan():
@@ -438,7 +454,6 @@ BAD_PSFS = {
     "zero": (lambda: np.zeros((9, 9)), "a positive sum"),
     "negative background": (lambda: star() - 100, "a positive sum"),
     "nan": (with_nan, "1 pixels that are NaN"),
-    "too large": (lambda: star((17, 17), (8, 8)), "at most the image, 14 x 19"),
     "star in the corner": (lambda: star(center=(1.0, 14.0)), "room on each side"),
     "flat": (lambda: np.ones((9, 9)), "image of one star"),
     "vector": (lambda: np.ones(9), "2 to 4 dimensions"),

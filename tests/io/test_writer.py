@@ -23,7 +23,7 @@ from deepinv_astro.io import (
     write_json,
     write_result,
 )
-from deepinv_astro.io.atomic import to_json
+from deepinv_astro.io.strict_json import to_json
 from deepinv_astro.io.writer import ascii_text
 
 H, W = 9, 14
@@ -154,7 +154,7 @@ def test_wrong_shapes_are_refused_before_anything_is_written(tmp_path, image, sh
 def test_nothing_is_overwritten_unasked(tmp_path, image):
     path = write_result(tmp_path / "i.fits", image)
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match=r"i\.fits exists.*overwrite=True \(--overwrite"):
+    with pytest.raises(FileExistsError, match=r"i\.fits exists.*`overwrite=True`"):
         write_result(path, image + 1)
     assert path.read_bytes() == before
     write_result(path, image + 1, overwrite=True)
