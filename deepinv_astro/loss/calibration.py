@@ -3,7 +3,7 @@ r"""Training a calibration beside a network: the only loss that may move it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from deepinv.loss import Loss
 from deepinv.physics import Physics
@@ -94,7 +94,8 @@ class CalibrationLoss(Loss):
         """
         values, nuisance = self.calibration(), self.likelihood.nuisance
         common = self.calibration.prior_cost() + nuisance.square().sum() / 2
-        for k, likelihood in enumerate(self.frames):
+        for k, module in enumerate(self.frames):
+            likelihood = cast(CalibrationLikelihood, module)
             stamps = self.get_buffer(f"frames_{k}")
             common = common + likelihood.cost(values, stamps, likelihood.nuisance).sum()
             common = common + likelihood.nuisance.square().sum() / 2

@@ -110,6 +110,11 @@ def test_windowed_periodogram_has_the_expectation(rng):
     power = torch.fft.rfft2(window * y).abs().square().mean((0, 1)) / window.square().sum()
     ratio = power / (signal + noise)[0, 0]
     assert float(ratio.log().abs().max()) < 0.12  # 5 sigma of 4000 draws
+    # and about so many frequencies are independent: the mean of P / V has the variance 2 / sum
+    weights = likelihood.weights(y)
+    each = likelihood.periodogram(y)[:, 0] / (signal + noise)[0, 0]
+    mean = (weights * each).sum((1, 2)) / weights.sum()
+    assert float(mean.var() * weights.sum() / 2) == pytest.approx(1.0, rel=0.3)
 
 
 def test_gradient_and_features(rng):
@@ -245,6 +250,25 @@ def test_frames_recover_width_and_shift_with_the_stated_error(rng):
     assert 0.55 < float(errors.std()) < 1.5
 
 
+def test_frames_information_is_that_of_the_joint_fit():
+    """Width, shift, flux and background together, then all but the width eliminated."""
+    calibration = free_width(1.5)
+    frames = CalibrationFrames(1, 0.3, shift_std=0.2).double()
+
+    def model(p: Tensor) -> Tensor:
+        psf = calibration.at(p[:1])["filter"]
+        return p[3] * frames._model(psf, torch.zeros(1, 1, 11, 12), p[1:3]).flatten() + p[4]
+
+    point = torch.tensor([0.0, 0.0, 0.0, 20.0, 3.0], dtype=F64)
+    jacobian = _jacobian(model, point) / 0.3
+    whole = jacobian.T @ jacobian + torch.tensor([0.0, 1, 1, 0, 0]).diag()
+    expected = 1 / torch.linalg.inv(whole)[:1, :1]
+    y = model(point).view(1, 1, 11, 12)
+    found = fisher_information(calibration, [Term(frames, y)])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert float(found) < 0.5 * float(whole[0, 0])  # the flux could imitate the width
+
+
 def test_terms_add_their_information(rng):
     y = torch.randn(1, 1, 15, 15, generator=rng) + 50 * gaussian(torch.tensor(0.4), 15)
     calibration, frames = free_width(1.5), CalibrationFrames(1, 1.0)
@@ -299,6 +323,7 @@ def test_uninformed_directions_do_not_move(rng):
     values = calibration.detached()["gain"]
     torch.testing.assert_close(values[0], values[1])  # the difference stayed
     assert float(values.sum()) == pytest.approx(3.0, abs=0.01)
+    torch.testing.assert_close(fit.report.values, values)
     assert fit.report.kept.tolist() == [False, True]
     (line,) = fit.report.describe_kept()
     assert "gain[0]" in line
