@@ -32,7 +32,9 @@ class CalibrationLoss(Loss):
 
     Calibration and likelihood are shared with the model, which must hold them for the optimiser and
     for checkpoints. Their coordinates are of order one, the network's weights much less: give them
-    their own learning rate, about 0.02.
+    their own learning rate, about 0.02. What the data cannot tell is held at the prior beforehand:
+    ``calibration.keep(calibration.report(fisher_information(calibration, terms)).kept_directions)``,
+    and no optimiser moves it.
 
     :param deepinv_astro.physics.Calibration calibration: the free parameters.
     :param deepinv_astro.optim.CalibrationLikelihood likelihood: of the measurements.

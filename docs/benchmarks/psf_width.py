@@ -71,7 +71,7 @@ def discs(generator: torch.Generator, smallest: float, largest: float) -> Tensor
     scenes = torch.zeros(IMAGES, 1, n, n, dtype=F64)
     for scene in scenes[:, 0]:
         free = torch.ones(n, n, dtype=torch.bool)
-        for u in torch.rand(20000, 4, generator=generator, dtype=F64):
+        for u in torch.rand(4000, 4, generator=generator, dtype=F64):
             a, b = smallest**-2, largest**-2
             radius = (a + (b - a) * u[0]) ** -0.5
             mine = ((row - u[1] * n) ** 2 + (column - u[2] * n) ** 2 < radius**2) & free
