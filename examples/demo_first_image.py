@@ -131,8 +131,8 @@ assert 0.7 < flux < 1.2
 # ----------
 #
 # Point sources are not read off the image, where regularisation takes a part of their flux. They are searched in the data, with a
-# matched filter, and then measured with the statistics of what remains when the source is taken out. The errors are those of this fit;
-# speckles that imitate a planet for the whole night, close to the star, are not in them.
+# matched filter, and then measured with the statistics of what remains when the source is taken out. The errors hold
+# the speckles that imitate a planet: their scatter is measured at other position angles.
 
 search = PointSourceSearch(TemporalModel.for_sequence(sequence.y, physics), threshold=5.0)
 detection = search(sequence.y, physics)
