@@ -1,0 +1,437 @@
+r"""What a sequence tells of its operator when neither the sky nor the speckles are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from deepinv_astro.optim.adi_tangents import CalibratedADI, sky_symmetries
+from deepinv_astro.optim.regions import Partition
+from deepinv_astro.optim.rexpaco import noise_relative_maps
+from deepinv_astro.optim.temporal import TemporalLikelihood
+from deepinv_astro.physics import ADI
+from deepinv_astro.physics.functional.psf import blur
+
+#: Fraction of the curvature with frozen statistics that is always left: less would mean nothing.
+LEAST_CURVATURE = 0.02
+
+#: Least brightness of the blurred sky that informs, in temporal standard deviations of a pixel: the
+#: false structure of an empty sky is about a third of that.
+SEEN = 0.5
+
+#: Unknowns per right side up to which a system is solved directly.
+DIRECT = 30
+
+#: Columns that are processed at once.
+CHUNK = 16
+
+
+class SpeckleExpansion:
+    r"""The marginal likelihood of speckles about one residual, with the weight that its scatter asks for.
+
+    For the residual :math:`r` of :class:`~deepinv_astro.optim.TemporalLikelihood`, whose region
+    :math:`g` is the matrix :math:`R_g` of :math:`K_g` pixels,
+
+    .. math::
+
+        J(r - \delta) \approx J(r) - \langle w, \delta \rangle + \tfrac12 \langle \delta, M \delta \rangle,
+        \qquad G_g = \nu K_g I + R_g R_g^\top,
+
+    .. math::
+
+        w_g = \frac{K_g (1+\nu)}{c_g}\, G_g^{-1} R_g, \qquad
+        M_g \delta = \frac{K_g (1+\nu)}{c_g}\, G_g^{-1} \delta \left(I - R_g^\top G_g^{-1} R_g\right) .
+
+    :math:`M` is the curvature of :math:`\log\det` less one small term, and positive semi-definite. The last
+    factor is what the data need to tell :math:`\delta` from the covariance of the speckles: :math:`T`
+    of the patterns of a region are lost.
+
+    The likelihood takes the pixels of a region as independent; speckles are as wide as the PSF
+    :math:`h`. The factor :math:`c_g \ge 1`, the number of pixels that count as one, is measured: the
+    variance of the score of a PSF placed anywhere in the region, over what :math:`M` expects,
+
+    .. math::
+
+        c_g = \frac{\sum_{p,t} (h_p^\top w_t)^2}{\sum_{p,t} \langle h_p e_t, M\, h_p e_t \rangle}
+        \quad\text{(with } c = 1 \text{ on the right)} .
+
+    It is about :math:`1 / (1 - T/K)` for white noise. The estimate from :math:`J / c` then
+    has the covariance :math:`(M/c)^{-1} = M^{-1} (c M) M^{-1}`.
+
+    :param TemporalLikelihood likelihood: regions, profile of the variance, references.
+    :param torch.Tensor residual: :math:`r`, ``(1, C, T, h, w)``, without NaN.
+    :param torch.Tensor psf: :math:`h`, as the operator has it, or ``None`` for one pixel.
+    """
+
+    def __init__(self, likelihood: TemporalLikelihood, residual: Tensor, psf: Tensor | None):
+        self._likelihood = likelihood
+        white = likelihood._white(residual)
+        size = (residual.shape[-2], residual.shape[-1])
+        share = 1 / len(likelihood.partitions)
+        self._statistics = [
+            _statistics(part, white, likelihood.nu, share, size, psf)
+            for part in likelihood.partitions
+        ]
+        #: :math:`w`, the gradient in the residual.
+        self.score = self._assemble(white, residual.shape, _score)
+
+    @property
+    def pixels_per_datum(self) -> Tensor:
+        """:math:`c` of each region of each partition."""
+        return torch.cat([c for own in self._statistics for c in own.pixels_per_datum], 1)
+
+    def cost(self, residual: Tensor) -> float:
+        """:math:`J` of another residual, each region divided by its :math:`c`."""
+        white, total = self._likelihood._white(residual), 0.0
+        for part, own in zip(self._likelihood.partitions, self._statistics, strict=True):
+            gram = torch.cat([rows @ rows.mT for rows in part.gather(white)], 1).double()
+            gram.diagonal(dim1=-2, dim2=-1).add_(own.floor[:, None])
+            halves = torch.linalg.cholesky(gram).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            total += float((halves * torch.cat(own.weights, 1)[..., 0, 0]).sum())
+        return total
+
+    def __call__(self, sequences: Tensor) -> Tensor:
+        """:math:`M` applied to sequences without references, ``(N, C, T, h, w)``."""
+        chunks = []
+        for chunk in sequences.split(CHUNK):
+            scaled = chunk * self._likelihood._scale()
+            if self._likelihood.references is not None:
+                more = self._likelihood.references.shape[2]
+                scaled = torch.nn.functional.pad(scaled, (0, 0, 0, 0, 0, more))
+            white = (scaled - scaled.mean(2, keepdim=True)).flatten(3).flatten(0, 1)
+            chunks.append(self._assemble(white, chunk.shape, _curvature))
+        return torch.cat(chunks)
+
+    def _assemble(
+        self, white: Tensor, shape: torch.Size, of: Callable[[_Statistics, int, Tensor], Tensor]
+    ) -> Tensor:
+        """Act on the rows of each region, and go back to sequences."""
+        slope = torch.zeros_like(white)
+        for part, own in zip(self._likelihood.partitions, self._statistics, strict=True):
+            blocks = [of(own, k, rows) for k, rows in enumerate(part.gather(white))]
+            slope += part.scatter(blocks, white.shape[-1])
+        return self._likelihood._unwhite(slope, shape)
+
+
+class _Statistics(NamedTuple):
+    """Of the regions of a partition, in its blocks: R, G^-1, K (1 + nu) / c, c; nu K of all regions."""
+
+    rows: list[Tensor]
+    inverses: list[Tensor]
+    weights: list[Tensor]
+    pixels_per_datum: list[Tensor]
+    floor: Tensor
+
+
+def _score(own: _Statistics, k: int, rows: Tensor) -> Tensor:
+    return own.weights[k] * (own.inverses[k] @ rows)
+
+
+def _curvature(own: _Statistics, k: int, rows: Tensor) -> Tensor:
+    mine = own.rows[k]
+    many = rows.unflatten(0, (-1, len(mine)))
+    many = many - (many @ mine.mT) @ (own.inverses[k] @ mine)
+    return (own.weights[k] * (own.inverses[k] @ many)).flatten(0, 1)
+
+
+def _statistics(
+    part: Partition,
+    white: Tensor,
+    nu: float,
+    share: float,
+    size: tuple[int, int],
+    psf: Tensor | None,
+) -> _Statistics:
+    blocks = part.gather(white)
+    regions = [len(counts) for counts in part.counts.split([n for n, _ in part.blocks])]
+    counts = part.counts.double()
+    gram = torch.cat([rows @ rows.mT for rows in blocks], 1).double()
+    gram.diagonal(dim1=-2, dim2=-1).add_(nu * counts[:, None])
+    factor = torch.linalg.cholesky(gram)
+    inverse = torch.cholesky_inverse(factor)
+    weight = (counts * (1 + nu))[:, None, None]
+    # the scores, and the patterns of the speckles, seen through the PSF
+    scores = _times((weight * inverse).to(white), regions, blocks)
+    patterns = _times(torch.linalg.inv(factor).to(white), regions, blocks)
+    everywhere = [torch.ones_like(rows[:, :, :1]) for rows in blocks]
+    stamp = torch.ones(1, 1).to(white) if psf is None else psf.flatten(0, -3).mean(0).flip(-2, -1)
+    whole = _sums(part, blur(_images(part, everywhere, size), stamp.square()))
+    lost = _sums(part, blur(_images(part, patterns, size), stamp).square())
+    found = _sums(part, blur(_images(part, scores, size), stamp).square())
+    # the temporal mean, removed, has 1 / (nu K) of the trace
+    trace = inverse.diagonal(dim1=-2, dim2=-1).sum(-1) - 1 / (nu * counts)
+    left = torch.maximum(whole - lost, LEAST_CURVATURE * whole)
+    ratio = (found / (weight[:, 0, 0] * trace * left)).clamp_min(1.0)
+    freedom = (counts / ratio - white.shape[1]).clamp_min(1.0)
+    ratio = ratio * (1 + 1 / freedom).square()
+    weights = (share * weight / ratio[..., None, None]).to(white)
+    return _Statistics(
+        blocks,
+        [own.to(white) for own in inverse.split(regions, 1)],
+        list(weights.split(regions, 1)),
+        list(ratio.split(regions, 1)),
+        nu * counts,
+    )
+
+
+def _times(matrices: Tensor, regions: list[int], blocks: list[Tensor]) -> list[Tensor]:
+    return [m @ rows for m, rows in zip(matrices.split(regions, 1), blocks, strict=True)]
+
+
+def _images(part: Partition, blocks: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Rows of regions as images of the detector, ``(C, T, h, w)``."""
+    return part.scatter(blocks, size[0] * size[1]).unflatten(-1, size)
+
+
+def _sums(part: Partition, images: Tensor) -> Tensor:
+    """Sums over the frames and the pixels of each region, ``(C, regions)``, double precision."""
+    return torch.cat([b.double().sum((2, 3)) for b in part.gather(images.flatten(-2))], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SkyPrior:
+    r"""How a sky may differ from a reconstruction: Gaussian, with the curvature of its smoothness.
+
+    .. math::
+
+        -\ln p(x + \delta) = \tfrac12 \sum_p \frac{\kappa_s w_p}
+        {\sqrt{|\nabla x|_p^2 + \varepsilon_p^2}}\, |\nabla \delta|_p^2 + \text{const}
+
+    for :math:`\delta` on the pixels where the blurred image is above half of the local noise, and
+    their neighbours; zero elsewhere. It is the quadratic that bounds the edge-preserving smoothness of
+    :class:`~deepinv_astro.optim.Marginal` from above at :math:`x`. Its bias towards zero is left
+    out: it would pass into the gains.
+
+    :param torch.Tensor free: where the sky is seen, ``(1, C, H, W)``.
+    :param torch.Tensor stiffness: weight of :math:`\tfrac12 |\nabla \delta|^2`, ``(1, C, H, W)``.
+    :param torch.Tensor noise: standard deviation of the score :math:`A^\top w`, ``(1, C, H, W)``.
+    """
+
+    free: Tensor
+    stiffness: Tensor
+    noise: Tensor
+
+    @classmethod
+    def about(
+        cls,
+        x: Tensor,
+        residual: Tensor,
+        physics: ADI,
+        speckles: SpeckleExpansion,
+        smoothness: float,
+    ) -> SkyPrior:
+        """Prior about a reconstruction ``x`` with the strength ``smoothness`` in units of the noise."""
+        noise, std = noise_relative_maps(lambda _: (residual, speckles.score), residual, physics)
+        down, right = _differences(x)
+        length = (down.square() + right.square() + (0.25 * std).square()).sqrt()
+        seen = blur(x, physics.filter) > SEEN * std
+        free = max_pool2d(seen.to(x), 3, 1, 1) > 0
+        return cls(free, smoothness * noise / length, noise)
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        """The curvature :math:`P` applied to skies ``(N, C, H, W)`` that are zero where nothing is free."""
+        down, right = _differences(delta)
+        down, right = down * self.stiffness, right * self.stiffness
+        out = -down - right
+        out[..., 1:, :] += down[..., :-1, :]
+        out[..., :, 1:] += right[..., :, :-1]
+        return out * self.free
+
+
+def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    down, right = torch.zeros_like(x), torch.zeros_like(x)
+    down[..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
+    right[..., :, :-1] = x[..., :, 1:] - x[..., :, :-1]
+    return down, right
+
+
+class Evidence(NamedTuple):
+    r"""The marginal likelihood of a calibration about one point: see :func:`expand_evidence`.
+
+    :param torch.Tensor score: minus its gradient in the parameters :math:`\theta`, ``(n,)``.
+    :param torch.Tensor information: Fisher information on :math:`\theta`, ``(n, n)``.
+    :param torch.Tensor response: :math:`\partial_j \hat x`, what the sky does when a parameter
+        moves, ``(n, C, H, W)``.
+    :param torch.Tensor correction: what it does at once, ``(1, C, H, W)``.
+    :param torch.Tensor probes: pairs :math:`(K^{-1} z, z)`, ``(2, S, C, H, W)``.
+    """
+
+    score: Tensor
+    information: Tensor
+    response: Tensor
+    correction: Tensor
+    probes: Tensor
+
+
+def expand_evidence(
+    model: CalibratedADI,
+    theta: Tensor,
+    x: Tensor,
+    speckles: SpeckleExpansion,
+    prior: SkyPrior,
+    probes: Tensor,
+    *,
+    tol: float = 1e-3,
+    max_iter: int = 100,
+) -> Evidence:
+    r"""Score and Fisher information of the parameters of an operator, the sky integrated out.
+
+    With :math:`-\ln p(y \mid x, \theta) = J(y - A_\theta x)` and the sky Gaussian about its
+    reconstruction with the precision :math:`P`, Laplace's approximation of the integral over the sky is
+
+    .. math::
+
+        -\ln p(y \mid \theta) = \min_\delta \left[ J(y - A_\theta (x + \delta))
+        + \tfrac12 \delta^\top P \delta \right] + \tfrac12 \log\det K, \qquad
+        K = A_\theta^\top M A_\theta + P .
+
+    With :math:`D_j = \partial_j A_\theta x`, :math:`K` restricted to the pixels that may differ, and
+    :math:`N = M - M A K^{-1} A^\top M`, its information and minus its gradient are
+
+    .. math::
+
+        F = D^\top N D, \qquad
+        s_j = D_j^\top w - D_j^\top M A K^{-1} A^\top w
+        - \operatorname{tr} K^{-1} A^\top M\, \partial_j A .
+
+    The trace is the mean of :math:`\langle M A K^{-1} z, \partial_j A z \rangle` over ``probes``
+    with :math:`E z z^\top = I`.
+
+    Brightness, orientation and position of the sky, and its sharpness where the PSF is free, have no
+    prior at all (:func:`~deepinv_astro.optim.adi_tangents.sky_symmetries`): they are eliminated from
+    :math:`s` and :math:`F`. Hence nothing is learned of a common gain, of true North, or of the
+    width of an isotropic PSF, whatever the prior of the sky.
+
+    :param CalibratedADI model: operator and free parameters.
+    :param torch.Tensor theta: the parameters ``(n,)``, in their units.
+    :param torch.Tensor x: reconstruction with them, ``(1, C, H, W)``; what is not seen does not
+        inform.
+    :param SpeckleExpansion speckles: of :math:`y - A_\theta x`.
+    :param SkyPrior prior: :math:`P`, about ``x``.
+    :param torch.Tensor probes: :math:`z`, ``(S, C, H, W)``; none for ``S`` = 0, which leaves the
+        determinant out.
+    :param float tol: relative error of the solutions of :math:`K`.
+    :param int max_iter: most conjugate gradients.
+    :return: (:class:`Evidence`)
+    """
+    physics = model.at(theta)
+    sharp = any(spec.name == "filter" for spec in model.calibration.free)
+    z = probes * prior.free
+    seen = x * prior.free
+    tangents = model.tangents(theta, torch.cat([seen, z]))
+    columns = torch.cat([tangents.columns(), sky_symmetries(physics, seen, sharp)])
+    curved = speckles(columns)
+
+    def curvature(delta: Tensor) -> Tensor:
+        bent = [physics.A_adjoint(speckles(physics.A(d))) for d in delta.split(CHUNK)]
+        return torch.cat(bent) * prior.free + prior(delta)
+
+    pulled = torch.cat([_adjoint(physics, curved), _adjoint(physics, speckles.score), z])
+    solved = solve(curvature, pulled * prior.free, prior.free, prior.noise.square(), tol, max_iter)
+    count, n = len(columns), len(theta)
+    flat, pushed = columns.flatten(1).double(), solved[:count].flatten(1).double()
+    information = (
+        flat @ curved.flatten(1).double().T - pulled[:count].flatten(1).double() @ pushed.T
+    )
+    score = flat @ speckles.score.flatten().double() - pushed @ pulled[count].flatten().double()
+    inverse = solved[count + 1 :]
+    if len(z):
+        weights = speckles(physics.A(inverse)) / len(z)
+        score[:n] -= tangents.pull(torch.cat([torch.zeros_like(weights[:1]), weights]))
+    information = (information + information.T) / 2
+    mixed = torch.linalg.pinv(information[n:, n:], hermitian=True, rtol=1e-6)
+    mixed = information[:n, n:] @ mixed
+    own = information[:n, :n] - mixed @ information[n:, :n]
+    return Evidence(
+        score[:n] - mixed @ score[n:],
+        (own + own.T) / 2,
+        -solved[:n],
+        solved[count : count + 1],
+        torch.stack([inverse, z]),
+    )
+
+
+def solve(
+    curvature: Callable[[Tensor], Tensor],
+    b: Tensor,
+    free: Tensor,
+    scale: Tensor,
+    tol: float = 1e-3,
+    max_iter: int = 100,
+) -> Tensor:
+    r"""Solve :math:`K x_i = b_i` for skies that are zero where nothing is free.
+
+    By Cholesky's factor of :math:`K`, column by column, if that takes less work than conjugate
+    gradients, preconditioned by a diagonal.
+
+    :param Callable curvature: applies :math:`K`, symmetric and positive semi-definite, to skies
+        ``(N, C, H, W)``.
+    :param torch.Tensor b: right sides ``(N, C, H, W)``, zero where nothing is free.
+    :param torch.Tensor free: the unknowns, ``(1, C, H, W)``.
+    :param torch.Tensor scale: positive diagonal of about the size of that of :math:`K`.
+    :param float tol: stop when each residual is smaller than this fraction of its right side.
+    :param int max_iter: most conjugate gradients.
+    :return: (:class:`torch.Tensor`) solutions, shape of ``b``.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> k = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> b = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
+        >>> solve(lambda v: v @ k, b, torch.ones(1, 1, 1, 2, dtype=torch.bool), torch.ones(2))
+        tensor([[[[1.0000, 1.0000]]]])
+    """
+    if int(free.sum()) > DIRECT * len(b):
+        return conjugate_gradients(curvature, b, scale, tol, max_iter)
+    places = torch.nonzero(free.flatten())[:, 0]
+    rows = []
+    for some in places.split(CHUNK):
+        unit = torch.nn.functional.one_hot(some, free.numel()).to(b).view(-1, *free.shape[1:])
+        rows.append(curvature(unit).flatten(1)[:, places].double())
+    dense = torch.cat(rows)
+    dense = (dense + dense.mT) / 2
+    dense.diagonal().mul_(1 + 1e-6)  # of rounding
+    x = torch.zeros_like(b).flatten(1)
+    found = torch.cholesky_solve(b.flatten(1)[:, places].double().mT, torch.linalg.cholesky(dense))
+    x[:, places] = found.mT.to(x)
+    return x.view_as(b)
+
+
+def conjugate_gradients(
+    curvature: Callable[[Tensor], Tensor], b: Tensor, scale: Tensor, tol: float, max_iter: int
+) -> Tensor:
+    """Conjugate gradients for several right sides; arguments as in :func:`solve`."""
+
+    def dot(a: Tensor, other: Tensor) -> Tensor:
+        return (a * other).double().flatten(1).sum(1)
+
+    def times(numbers: Tensor, a: Tensor) -> Tensor:
+        return numbers.to(a).view(-1, *[1] * (a.ndim - 1)) * a
+
+    tiny = torch.finfo(torch.float64).tiny
+    x, residual = torch.zeros_like(b), b
+    turned = residual / scale
+    direction, power = turned, dot(residual, turned)
+    enough = tol**2 * power
+    for _ in range(max_iter):
+        running = power > enough
+        if not bool(running.any()):
+            break
+        bent = curvature(direction)
+        length = torch.where(running, power / dot(direction, bent).clamp_min(tiny), 0.0)
+        x, residual = x + times(length, direction), residual - times(length, bent)
+        turned = residual / scale
+        before, power = power, dot(residual, turned)
+        direction = turned + times(power / before.clamp_min(tiny), direction)
+    return x
+
+
+def _adjoint(physics: ADI, sequences: Tensor) -> Tensor:
+    return torch.cat([physics.A_adjoint(part) for part in sequences.split(CHUNK)])

@@ -1,0 +1,238 @@
+r"""Derivatives of a sequence in the parameters of its operator, and in the sky's own symmetries."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deepinv_astro.physics import ADI, Calibration, CalibrationReport
+
+#: Finite differences reach this many prior standard deviations to either side.
+REACH = 0.05
+
+#: Finite differences of the symmetries, in degrees and in pixels.
+TURN, SHIFT = 0.02, 0.02
+
+#: Number of axes of parameters that may have one for the frames, and which it is.
+_FRAME_AXIS = {
+    "angles": (1, 0),
+    "gain": (1, 0),
+    "smear": (1, 0),
+    "center": (3, 1),
+    "filter": (5, 2),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Tangents:
+    r"""Derivatives :math:`\partial_j A_\theta x` of sequences in the elements of :math:`\theta`.
+
+    A parameter of one frame changes this frame alone. Parameters of different frames share one
+    finite difference, and are told apart by the frames: 122 angles and gains of 61 frames need
+    two.
+
+    :param torch.Tensor fields: finite differences, ``(groups, N, C, T, h, w)``.
+    :param torch.Tensor group: the one that each element belongs to, ``(n,)``.
+    :param torch.Tensor frames: which frames each element changes, ``(n, T)``.
+    """
+
+    fields: Tensor
+    group: Tensor
+    frames: Tensor
+
+    def columns(self, image: int = 0) -> Tensor:
+        """The derivatives for one sky, ``(n, C, T, h, w)``."""
+        seen = self.frames.to(self.fields)[:, None, :, None, None]
+        return self.fields[self.group, image] * seen
+
+    def pull(self, weights: Tensor) -> Tensor:
+        r"""Inner products :math:`\sum_i \langle \partial_j A x_i, w_i \rangle`.
+
+        :param torch.Tensor weights: sequences :math:`w`, ``(N, C, T, h, w)``.
+        :return: (:class:`torch.Tensor`) ``(n,)``, double precision.
+        """
+        sums = (self.fields * weights).double().sum((1, 2, 4, 5))
+        return (sums[self.group] * self.frames).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedADI:
+    r"""An ADI operator that a calibration completes: :math:`u \mapsto A_{\theta(u)}`.
+
+    :param ADI physics: the operator; copied, never changed.
+    :param deepinv_astro.physics.Calibration calibration: its free parameters.
+    """
+
+    physics: ADI
+    calibration: Calibration
+
+    @cached_property
+    def _free(self) -> Calibration:
+        """The calibration with nothing held, in double precision."""
+        copied: Calibration = copy.deepcopy(self.calibration).double()
+        copied.keep(copied.root[:, :0])
+        return copied
+
+    def values(self, theta: Tensor) -> dict[str, Tensor]:
+        """Values for the operator of given parameters ``(n,)``, in their units."""
+        with torch.no_grad():
+            u = torch.linalg.solve(self._free.root, theta.double() - self._free.mean)
+            return {k: v.to(self.physics.angles) for k, v in self._free.at(u).items()}
+
+    def at(self, theta: Tensor) -> ADI:
+        """The operator of given parameters ``(n,)``, in their units."""
+        return self.physics.variant(**self.values(theta))
+
+    def frames(self, theta: Tensor) -> Tensor:
+        """Which frames each element of the parameters changes, ``(n, T)``."""
+        before = self.values(theta)
+        changed = torch.zeros(len(theta), self.physics.frames, dtype=torch.bool)
+        for j, step in enumerate(self._steps()):
+            moved = theta.clone()
+            moved[j] += step
+            after = self.values(moved)
+            for name, value in after.items():
+                changed[j] |= _moved_frames(
+                    name, (value != before[name]).detach().cpu(), self.physics.frames
+                )
+        return changed
+
+    def tangents(self, theta: Tensor, skies: Tensor) -> Tangents:
+        r"""Derivatives of sequences at given parameters, by central differences.
+
+        :param torch.Tensor theta: parameters ``(n,)``, in their units.
+        :param torch.Tensor skies: ``(N, C, H, W)``.
+        :return: (:class:`Tangents`)
+        """
+        theta = theta.double()
+        frames, steps = self.frames(theta), self._steps()
+        groups = _disjoint(frames)
+        fields = []
+        for members in groups:
+            move = torch.zeros_like(theta)
+            move[members] = steps[members]
+            change = self.at(theta + move).A(skies) - self.at(theta - move).A(skies)
+            width = torch.ones(self.physics.frames, dtype=torch.float64, device=theta.device)
+            for j in members:
+                width[frames[j]] = 2 * steps[j]
+            fields.append(change / width.to(change)[:, None, None])
+        group = torch.zeros(len(theta), dtype=torch.long)
+        for k, members in enumerate(groups):
+            group[members] = k
+        return Tangents(torch.stack(fields), group, frames)
+
+    def _steps(self) -> Tensor:
+        return REACH * self._free.root.square().sum(1).sqrt()
+
+
+def sky_symmetries(physics: ADI, x: Tensor, sharpness: bool = False) -> Tensor:
+    r"""What a sequence does when the sky is brighter, turned, displaced or blurred.
+
+    .. math::
+
+        A x, \qquad \partial_\varphi A R_\varphi x, \qquad \partial_d A T_d x, \qquad
+        A \nabla^2 x .
+
+    The first four are what a common gain, a common angle, and a displacement of the star that turns
+    with the sky do; the last is what a wider isotropic PSF does. The sky is known up to these: a
+    parameter of the instrument that only does the same is not identifiable.
+
+    :param ADI physics: the operator.
+    :param torch.Tensor x: the sky ``(1, C, H, W)``.
+    :param bool sharpness: whether to append the last.
+    :return: (:class:`torch.Tensor`) ``(4, C, T, h, w)``, or 5: flux, angle, row, column and
+        sharpness.
+    """
+    change = [physics.A(x)]
+    turned = [physics.variant(angles=physics.angles + s).A(x) for s in (TURN, -TURN)]
+    change.append((turned[0] - turned[1]) / (2 * TURN))
+    for axis in range(2):
+        shifted = [_displaced(physics, axis, s).A(x) for s in (SHIFT, -SHIFT)]
+        change.append((shifted[0] - shifted[1]) / (2 * SHIFT))
+    if sharpness and physics.filter is not None:
+        padded = torch.nn.functional.pad(physics.filter, (2, 2, 2, 2))
+        wider = sum(padded.roll(s, a) for a in (-1, -2) for s in (-1, 1)) - 4 * padded
+        change.append(physics.variant(filter=wider).A(x))
+    return torch.cat(change)
+
+
+def calibration_modes(
+    physics: ADI, x: Tensor, calibration: Calibration, report: CalibrationReport
+) -> Tensor:
+    r"""What errors of calibration do to a sequence: a factor of their covariance.
+
+    .. math::
+
+        \Sigma_\mathrm{cal} = J \operatorname{Cov}(\theta) J^\top = L L^\top, \qquad
+        J = \partial_\theta A_\theta x .
+
+    :param ADI physics: the operator.
+    :param torch.Tensor x: the sky ``(1, C, H, W)``.
+    :param deepinv_astro.physics.Calibration calibration: the free parameters of the operator.
+    :param CalibrationReport report: their values and covariance.
+    :return: (:class:`torch.Tensor`) columns :math:`L`, ``(1, n, C, T, h, w)``, for
+        :class:`deepinv_astro.physics.LowRankNoise`.
+
+    |sep|
+
+    :Examples:
+
+        A gain known to 10 %: the frame of 8 counts is uncertain by 0.8.
+
+        >>> import torch
+        >>> from deepinv_astro.physics import free_gain
+        >>> physics = ADI((1, 1, 1), torch.tensor([0.0, 30.0]))
+        >>> calibration = Calibration(free_gain(torch.ones(2), 0.1))
+        >>> report = calibration.report(torch.zeros(2, 2))
+        >>> modes = calibration_modes(physics, torch.full((1, 1, 1, 1), 8.0), calibration, report)
+        >>> modes.square().sum(1).sqrt().flatten()
+        tensor([0.8000, 0.8000])
+    """
+    tangents = CalibratedADI(physics, calibration).tangents(report.values, x)
+    root = covariance_root(report.covariance).to(x)
+    return torch.einsum("jctyx,jk->kctyx", tangents.columns(), root)[None]
+
+
+def covariance_root(covariance: Tensor) -> Tensor:
+    r""":math:`L` of :math:`\Sigma = L L^\top`, also where :math:`\Sigma` is singular."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def _displaced(physics: ADI, axis: int, step: float) -> ADI:
+    """The operator for a sky whose star is elsewhere on its grid."""
+    moved: ADI = copy.deepcopy(physics)
+    moved.sky_center[axis] += step
+    return moved
+
+
+def _moved_frames(name: str, changed: Tensor, frames: int) -> Tensor:
+    """Which frames a changed value acts on: all, unless it has an axis of frames."""
+    if not bool(changed.any()):
+        return torch.zeros(frames, dtype=torch.bool)
+    axes, axis = _FRAME_AXIS.get(name, (0, 0))
+    if axes == 1:
+        return changed.reshape(-1, frames).any(0)
+    if axes and changed.ndim == axes and changed.shape[axis] == frames:
+        return changed.movedim(axis, -1).flatten(0, -2).any(0)
+    return torch.ones(frames, dtype=torch.bool)
+
+
+def _disjoint(frames: Tensor) -> list[list[int]]:
+    """Groups of parameters that change different frames."""
+    groups: list[list[int]] = []
+    taken: list[Tensor] = []
+    for j, mine in enumerate(frames):
+        for k, others in enumerate(taken):
+            if not bool((others & mine).any()):
+                groups[k].append(j)
+                taken[k] = others | mine
+                break
+        else:
+            groups.append([j])
+            taken.append(mine)
+    return groups
