@@ -65,10 +65,12 @@ class CalibratedADI:
 
     :param ADI physics: the operator; copied, never changed.
     :param deepinv_astro.physics.Calibration calibration: its free parameters.
+    :param float turn: degrees to turn the sky by beside.
     """
 
     physics: ADI
     calibration: Calibration
+    turn: float = 0.0
 
     @cached_property
     def _free(self) -> Calibration:
@@ -85,7 +87,9 @@ class CalibratedADI:
 
     def at(self, theta: Tensor) -> ADI:
         """The operator of given parameters ``(n,)``, in their units."""
-        return self.physics.variant(**self.values(theta))
+        calibrated = self.physics.variant(**self.values(theta))
+        calibrated.update_parameters(angles=calibrated.angles + self.turn)
+        return calibrated
 
     def frames(self, theta: Tensor) -> Tensor:
         """Which frames each element of the parameters changes, ``(n, T)``."""
