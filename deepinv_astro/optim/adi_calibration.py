@@ -22,7 +22,7 @@ LEAST_CURVATURE = 0.02
 
 #: Least flux within the core of the PSF, in standard deviations of the flux of a point source, of a
 #: sky that informs: what is fainter may be speckles.
-SEEN = 5.0
+SEEN = 6.0
 
 #: Unknowns per right side up to which a system is solved directly.
 DIRECT = 30
@@ -159,7 +159,7 @@ def _statistics(
     scores = _times((weight * inverse).to(white), regions, blocks)
     patterns = _times(torch.linalg.inv(factor).to(white), regions, blocks)
     everywhere = [torch.ones_like(rows[:, :, :1]) for rows in blocks]
-    stamp = torch.ones(1, 1).to(white) if psf is None else psf.flatten(0, -3).mean(0).flip(-2, -1)
+    stamp = torch.ones(1, 1).to(white) if psf is None else _mean_stamp(psf)
     whole = _sums(part, blur(_images(part, everywhere, size), stamp.square()))
     lost = _sums(part, blur(_images(part, patterns, size), stamp).square())
     found = _sums(part, blur(_images(part, scores, size), stamp).square())
@@ -175,6 +175,11 @@ def _statistics(
         list(ratio.split(regions, 1)),
         nu * counts,
     )
+
+
+def _mean_stamp(psf: Tensor) -> Tensor:
+    """Mean PSF, turned round: convolution with it is a matched filter."""
+    return psf.reshape(-1, *psf.shape[-2:]).mean(0).flip(-2, -1)
 
 
 def _times(matrices: Tensor, regions: list[int], blocks: list[Tensor]) -> list[Tensor]:
@@ -328,6 +333,7 @@ def expand_evidence(
         s_j = D_j^\top w - D_j^\top M A K^{-1} A^\top w
         - \operatorname{tr} K^{-1} A^\top M\, \partial_j A .
 
+    both exact where :math:`x` is the minimum, else to first order in what :math:`x` lacks.
     The trace is the mean of :math:`\langle M A K^{-1} z, \partial_j A z \rangle` over ``probes``
     with :math:`E z z^\top = I`.
 
@@ -349,11 +355,12 @@ def expand_evidence(
     :return: (:class:`Evidence`)
     """
     physics = model.at(theta)
-    sharp = any(spec.name == "filter" for spec in model.calibration.free)
     z = probes * prior.free
     seen = x * prior.free
     tangents = model.tangents(theta, torch.cat([seen, z]))
-    columns = torch.cat([tangents.columns(), sky_symmetries(physics, seen, sharp)])
+    columns = torch.cat(
+        [tangents.columns(), sky_symmetries(physics, seen, model.filter_slopes(theta))]
+    )
     curved = speckles(columns)
 
     def curvature(delta: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def self_calibrate(
     :param torch.Generator generator: draws the probes; default seeded with 0.
     :param Callable callback: called after each alternation with its number and what it did.
     :return: (:class:`SelfCalibration`)
-    :raises ValueError: if there is more than one sequence, or nothing but dark sky is seen.
+    :raises ValueError: if there is more than one sequence.
 
     |sep|
 
@@ -196,7 +196,8 @@ class _Problem:
         n = len(calibration.mean)
         self.frames = torch.zeros(n, n, dtype=torch.float64, device=self.root.device)
         if terms:
-            self.frames = calibrate(calibration, terms, threshold=threshold).information
+            with torch.enable_grad():
+                self.frames = calibrate(calibration, terms, threshold=threshold).information
         self.known = calibration.u.detach().double().clone() if terms else self.frames[0] * 0
         self.precision = self.frames + torch.eye(n).to(self.frames)
         self.spread = torch.ones_like(self.known)
@@ -313,11 +314,6 @@ class _Problem:
 
     def _solve(self, solver: Solver, u: Tensor, signs: Tensor) -> _Point:
         image = solver(self.y, self.model.at(self.theta(u)))
-        if not bool((image > 0).any()):
-            raise ValueError(
-                "the reconstruction is dark everywhere: a sequence without an object does not tell "
-                "its calibration. Check the angles and their sign, or use calibration frames only"
-            )
         return self.at(image, u, signs)
 
     def _result(
