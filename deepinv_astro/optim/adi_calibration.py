@@ -20,9 +20,9 @@ from deepinv_astro.physics.functional.psf import blur
 #: Fraction of the curvature with frozen statistics that is always left: less would mean nothing.
 LEAST_CURVATURE = 0.02
 
-#: Least brightness of the blurred sky that informs, in temporal standard deviations of a pixel: the
-#: false structure of an empty sky is about a third of that.
-SEEN = 0.5
+#: Least flux within the core of the PSF, in standard deviations of the flux of a point source, of a
+#: sky that informs: what is fainter may be speckles.
+SEEN = 6.0
 
 #: Unknowns per right side up to which a system is solved directly.
 DIRECT = 30
@@ -159,7 +159,7 @@ def _statistics(
     scores = _times((weight * inverse).to(white), regions, blocks)
     patterns = _times(torch.linalg.inv(factor).to(white), regions, blocks)
     everywhere = [torch.ones_like(rows[:, :, :1]) for rows in blocks]
-    stamp = torch.ones(1, 1).to(white) if psf is None else psf.flatten(0, -3).mean(0).flip(-2, -1)
+    stamp = torch.ones(1, 1).to(white) if psf is None else _mean_stamp(psf)
     whole = _sums(part, blur(_images(part, everywhere, size), stamp.square()))
     lost = _sums(part, blur(_images(part, patterns, size), stamp).square())
     found = _sums(part, blur(_images(part, scores, size), stamp).square())
@@ -167,8 +167,6 @@ def _statistics(
     trace = inverse.diagonal(dim1=-2, dim2=-1).sum(-1) - 1 / (nu * counts)
     left = torch.maximum(whole - lost, LEAST_CURVATURE * whole)
     ratio = (found / (weight[:, 0, 0] * trace * left)).clamp_min(1.0)
-    freedom = (counts / ratio - white.shape[1]).clamp_min(1.0)
-    ratio = ratio * (1 + 1 / freedom).square()
     weights = (share * weight / ratio[..., None, None]).to(white)
     return _Statistics(
         blocks,
@@ -177,6 +175,11 @@ def _statistics(
         list(ratio.split(regions, 1)),
         nu * counts,
     )
+
+
+def _mean_stamp(psf: Tensor) -> Tensor:
+    """Mean PSF, turned round: convolution with it is a matched filter."""
+    return psf.reshape(-1, *psf.shape[-2:]).mean(0).flip(-2, -1)
 
 
 def _times(matrices: Tensor, regions: list[int], blocks: list[Tensor]) -> list[Tensor]:
@@ -202,8 +205,9 @@ class SkyPrior:
         -\ln p(x + \delta) = \tfrac12 \sum_p \frac{\kappa_s w_p}
         {\sqrt{|\nabla x|_p^2 + \varepsilon_p^2}}\, |\nabla \delta|_p^2 + \text{const}
 
-    for :math:`\delta` on the pixels where the blurred image is above half of the local noise, and
-    their neighbours; zero elsewhere. It is the quadratic that bounds the edge-preserving smoothness of
+    for :math:`\delta` on the pixels where the flux within the core of the PSF is at least
+    :data:`SEEN` times its error, :math:`1 / \mathrm{std}(A^\top w)`, and their neighbours; zero
+    elsewhere. It is the quadratic that bounds the edge-preserving smoothness of
     :class:`~deepinv_astro.optim.Marginal` from above at :math:`x`. Its bias towards zero is left
     out: it would pass into the gains.
 
@@ -229,9 +233,14 @@ class SkyPrior:
         noise, std = noise_relative_maps(lambda _: (residual, speckles.score), residual, physics)
         down, right = _differences(x)
         length = (down.square() + right.square() + (0.25 * std).square()).sqrt()
-        seen = blur(x, physics.filter) > SEEN * std
+        seen = noise * blur(x, _core(physics.filter)) > SEEN
         free = max_pool2d(seen.to(x), 3, 1, 1) > 0
         return cls(free, smoothness * noise / length, noise)
+
+    @property
+    def diagonal(self) -> Tensor:
+        r"""About the diagonal of :math:`A^\top M A + P`."""
+        return self.noise.square() + 4 * self.stiffness
 
     def __call__(self, delta: Tensor) -> Tensor:
         """The curvature :math:`P` applied to skies ``(N, C, H, W)`` that are zero where nothing is free."""
@@ -243,6 +252,11 @@ class SkyPrior:
         return out * self.free
 
 
+def _core(psf: Tensor | None) -> Tensor | None:
+    """One where the PSF is above half of its maximum."""
+    return None if psf is None else (psf >= psf.amax((-2, -1), keepdim=True) / 2).to(psf)
+
+
 def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
     down, right = torch.zeros_like(x), torch.zeros_like(x)
     down[..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
@@ -250,7 +264,8 @@ def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
     return down, right
 
 
-class Evidence(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Evidence:
     r"""The marginal likelihood of a calibration about one point: see :func:`expand_evidence`.
 
     :param torch.Tensor score: minus its gradient in the parameters :math:`\theta`, ``(n,)``.
@@ -259,6 +274,10 @@ class Evidence(NamedTuple):
         moves, ``(n, C, H, W)``.
     :param torch.Tensor correction: what it does at once, ``(1, C, H, W)``.
     :param torch.Tensor probes: pairs :math:`(K^{-1} z, z)`, ``(2, S, C, H, W)``.
+    :param torch.Tensor symmetries: sequences of the sky's symmetries, ``(m, C, T, h, w)``.
+    :param torch.Tensor yielding: what the sky does when those are added, ``(m, C, H, W)``.
+    :param torch.Tensor mixing: amplitudes of the symmetries: at once (first column), and when a
+        parameter moves, ``(m, 1 + n)``.
     """
 
     score: Tensor
@@ -266,6 +285,21 @@ class Evidence(NamedTuple):
     response: Tensor
     correction: Tensor
     probes: Tensor
+    symmetries: Tensor
+    yielding: Tensor
+    mixing: Tensor
+
+    def follow(self, move: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows a move of the parameters ``(n,)``.
+
+        :return: change of the sky ``(1, C, H, W)``, and sequence of its symmetries
+            ``(1, C, T, h, w)``.
+        """
+        amplitudes = (self.mixing[:, 0] + self.mixing[:, 1:] @ move).to(self.response)
+        sky = torch.einsum("j...,j->...", self.response, move.to(self.response))
+        sky = sky + torch.einsum("k...,k->...", self.yielding, amplitudes)
+        sequence = torch.einsum("k...,k->...", self.symmetries, amplitudes)
+        return self.correction + sky, sequence[None]
 
 
 def expand_evidence(
@@ -276,7 +310,7 @@ def expand_evidence(
     prior: SkyPrior,
     probes: Tensor,
     *,
-    tol: float = 1e-3,
+    tol: float = 1e-2,
     max_iter: int = 100,
 ) -> Evidence:
     r"""Score and Fisher information of the parameters of an operator, the sky integrated out.
@@ -299,6 +333,7 @@ def expand_evidence(
         s_j = D_j^\top w - D_j^\top M A K^{-1} A^\top w
         - \operatorname{tr} K^{-1} A^\top M\, \partial_j A .
 
+    both exact where :math:`x` is the minimum, else to first order in what :math:`x` lacks.
     The trace is the mean of :math:`\langle M A K^{-1} z, \partial_j A z \rangle` over ``probes``
     with :math:`E z z^\top = I`.
 
@@ -320,11 +355,12 @@ def expand_evidence(
     :return: (:class:`Evidence`)
     """
     physics = model.at(theta)
-    sharp = any(spec.name == "filter" for spec in model.calibration.free)
     z = probes * prior.free
     seen = x * prior.free
     tangents = model.tangents(theta, torch.cat([seen, z]))
-    columns = torch.cat([tangents.columns(), sky_symmetries(physics, seen, sharp)])
+    columns = torch.cat(
+        [tangents.columns(), sky_symmetries(physics, seen, model.filter_slopes(theta))]
+    )
     curved = speckles(columns)
 
     def curvature(delta: Tensor) -> Tensor:
@@ -332,7 +368,7 @@ def expand_evidence(
         return torch.cat(bent) * prior.free + prior(delta)
 
     pulled = torch.cat([_adjoint(physics, curved), _adjoint(physics, speckles.score), z])
-    solved = solve(curvature, pulled * prior.free, prior.free, prior.noise.square(), tol, max_iter)
+    solved = solve(curvature, pulled * prior.free, prior.free, prior.diagonal, tol, max_iter)
     count, n = len(columns), len(theta)
     flat, pushed = columns.flatten(1).double(), solved[:count].flatten(1).double()
     information = (
@@ -345,14 +381,17 @@ def expand_evidence(
         score[:n] -= tangents.pull(torch.cat([torch.zeros_like(weights[:1]), weights]))
     information = (information + information.T) / 2
     mixed = torch.linalg.pinv(information[n:, n:], hermitian=True, rtol=1e-6)
-    mixed = information[:n, n:] @ mixed
-    own = information[:n, :n] - mixed @ information[n:, :n]
+    mixing = mixed @ torch.cat([score[n:, None], -information[n:, :n]], 1)
+    own = information[:n, :n] + information[:n, n:] @ mixing[:, 1:]
     return Evidence(
-        score[:n] - mixed @ score[n:],
+        score[:n] - information[:n, n:] @ mixing[:, 0],
         (own + own.T) / 2,
         -solved[:n],
         solved[count : count + 1],
         torch.stack([inverse, z]),
+        columns[n:],
+        -solved[n:count],
+        mixing,
     )
 
 
@@ -361,7 +400,7 @@ def solve(
     b: Tensor,
     free: Tensor,
     scale: Tensor,
-    tol: float = 1e-3,
+    tol: float = 1e-2,
     max_iter: int = 100,
 ) -> Tensor:
     r"""Solve :math:`K x_i = b_i` for skies that are zero where nothing is free.
@@ -416,20 +455,21 @@ def conjugate_gradients(
         return numbers.to(a).view(-1, *[1] * (a.ndim - 1)) * a
 
     tiny = torch.finfo(torch.float64).tiny
-    x, residual = torch.zeros_like(b), b
-    turned = residual / scale
-    direction, power = turned, dot(residual, turned)
+    x, residual = torch.zeros_like(b), b.clone()
+    direction = residual / scale
+    power = dot(residual, direction)
     enough = tol**2 * power
     for _ in range(max_iter):
-        running = power > enough
-        if not bool(running.any()):
+        on = torch.nonzero(power > enough)[:, 0]
+        if not len(on):
             break
-        bent = curvature(direction)
-        length = torch.where(running, power / dot(direction, bent).clamp_min(tiny), 0.0)
-        x, residual = x + times(length, direction), residual - times(length, bent)
-        turned = residual / scale
-        before, power = power, dot(residual, turned)
-        direction = turned + times(power / before.clamp_min(tiny), direction)
+        bent = curvature(direction[on])
+        length = power[on] / dot(direction[on], bent).clamp_min(tiny)
+        x[on] += times(length, direction[on])
+        residual[on] -= times(length, bent)
+        turned = residual[on] / scale
+        before, power[on] = power[on], dot(residual[on], turned)
+        direction[on] = turned + times(power[on] / before.clamp_min(tiny), direction[on])
     return x
 
 

@@ -65,10 +65,12 @@ class CalibratedADI:
 
     :param ADI physics: the operator; copied, never changed.
     :param deepinv_astro.physics.Calibration calibration: its free parameters.
+    :param float turn: degrees to turn the sky by beside.
     """
 
     physics: ADI
     calibration: Calibration
+    turn: float = 0.0
 
     @cached_property
     def _free(self) -> Calibration:
@@ -85,7 +87,9 @@ class CalibratedADI:
 
     def at(self, theta: Tensor) -> ADI:
         """The operator of given parameters ``(n,)``, in their units."""
-        return self.physics.variant(**self.values(theta))
+        calibrated = self.physics.variant(**self.values(theta))
+        calibrated.update_parameters(angles=calibrated.angles + self.turn)
+        return calibrated
 
     def frames(self, theta: Tensor) -> Tensor:
         """Which frames each element of the parameters changes, ``(n, T)``."""
@@ -125,27 +129,45 @@ class CalibratedADI:
             group[members] = k
         return Tangents(torch.stack(fields), group, frames)
 
+    def filter_slopes(self, theta: Tensor) -> Tensor | None:
+        r"""Derivatives of the PSF in its own parameters, ``(m, b, c, t, k, k)``; ``None`` if it is known."""
+        theta, first = theta.double(), 0
+        for spec in self.calibration.free:
+            last = first + len(spec.labels)
+            if spec.name == "filter":
+                slopes = []
+                for j in range(first, last):
+                    step = torch.zeros_like(theta)
+                    step[j] = self._steps()[j]
+                    ends = [self.at(theta + s).filter for s in (step, -step)]
+                    slopes.append((ends[0] - ends[1]) / (2 * float(step[j])))
+                return torch.stack(slopes)
+            first = last
+        return None
+
     def _steps(self) -> Tensor:
         return REACH * self._free.root.square().sum(1).sqrt()
 
 
-def sky_symmetries(physics: ADI, x: Tensor, sharpness: bool = False) -> Tensor:
+def sky_symmetries(physics: ADI, x: Tensor, slopes: Tensor | None = None) -> Tensor:
     r"""What a sequence does when the sky is brighter, turned, displaced or blurred.
 
     .. math::
 
         A x, \qquad \partial_\varphi A R_\varphi x, \qquad \partial_d A T_d x, \qquad
-        A \nabla^2 x .
+        A (k_j * x), \quad \hat k_j(f) = \frac{\langle \partial_j \hat h\, \hat h^* \rangle_{|f|}}
+        {\langle |\hat h|^2 \rangle_{|f|}} .
 
     The first four are what a common gain, a common angle, and a displacement of the star that turns
-    with the sky do; the last is what a wider isotropic PSF does. The sky is known up to these: a
-    parameter of the instrument that only does the same is not identifiable.
+    with the sky do. The last are the blurs, the same in all directions (means over circles of
+    frequencies), that come closest to what a parameter of the PSF :math:`h` does: all of it, if that is
+    isotropic. The sky is known up to these: a parameter of the instrument that only does the same
+    is not identifiable.
 
     :param ADI physics: the operator.
     :param torch.Tensor x: the sky ``(1, C, H, W)``.
-    :param bool sharpness: whether to append the last.
-    :return: (:class:`torch.Tensor`) ``(4, C, T, h, w)``, or 5: flux, angle, row, column and
-        sharpness.
+    :param torch.Tensor slopes: :math:`\partial_j h`, ``(m, b, c, t, k, k)``, or ``None``.
+    :return: (:class:`torch.Tensor`) ``(4 + m, C, T, h, w)``: flux, angle, row, column, blurs.
     """
     change = [physics.A(x)]
     turned = [physics.variant(angles=physics.angles + s).A(x) for s in (TURN, -TURN)]
@@ -153,11 +175,50 @@ def sky_symmetries(physics: ADI, x: Tensor, sharpness: bool = False) -> Tensor:
     for axis in range(2):
         shifted = [_displaced(physics, axis, s).A(x) for s in (SHIFT, -SHIFT)]
         change.append((shifted[0] - shifted[1]) / (2 * SHIFT))
-    if sharpness and physics.filter is not None:
-        padded = torch.nn.functional.pad(physics.filter, (2, 2, 2, 2))
-        wider = sum(padded.roll(s, a) for a in (-1, -2) for s in (-1, 1)) - 4 * padded
-        change.append(physics.variant(filter=wider).A(x))
+    if slopes is not None and physics.filter is not None:
+        for slope in slopes:
+            change.append(physics.variant(filter=isotropic_part(slope, physics.filter)).A(x))
     return torch.cat(change)
+
+
+def isotropic_part(slope: Tensor, psf: Tensor) -> Tensor:
+    r"""What an isotropic kernel does to a PSF, the closest to a given change: :math:`k * h`.
+
+    :param torch.Tensor slope: change of the PSF, ``(..., k, l)``; the kernel is one for all.
+    :param torch.Tensor psf: :math:`h`, of the same shape.
+    :return: (:class:`torch.Tensor`) ``(..., n, n)``, a larger stamp.
+
+    |sep|
+
+    :Examples:
+
+        A wider Gaussian is all of it, a longer one that is as much narrower is nothing:
+
+        >>> import torch
+        >>> u = torch.arange(-8, 9, dtype=torch.float64)
+        >>> r, c = u[:, None] ** 2, u**2
+        >>> h = torch.exp(-(r + c) / 4)
+        >>> for change in (r + c, r - c):
+        ...     part = isotropic_part(change * h, h)[10:-10, 10:-10]
+        ...     round(float((part * change * h).sum() / (change * h).square().sum()), 3)
+        1.0
+        0.0
+    """
+    size = 2 * max(psf.shape[-2:]) + 3
+    size += 1 - size % 2
+    wide = [_padded(stamp, size) for stamp in (slope, psf)]
+    change, own = (torch.fft.fft2(torch.fft.ifftshift(w, dim=(-2, -1))) for w in wide)
+    number = (torch.fft.fftfreq(size, dtype=torch.float64) * size).round()
+    square = (number[:, None] ** 2 + number**2).long().to(psf.device)
+    _, circle = square.unique(return_inverse=True)
+    over, under = ((a * own.conj()).real.reshape(-1, size, size).sum(0) for a in (change, own))
+    sums = [
+        over.new_zeros(int(circle.max()) + 1).index_add_(0, circle.flatten(), v.flatten())
+        for v in (over, under)
+    ]
+    floor = 1e-6 * sums[1].max() + torch.finfo(over.dtype).tiny
+    kernel = (sums[0] / sums[1].clamp_min(floor))[circle]
+    return torch.fft.fftshift(torch.fft.ifft2(own * kernel).real, dim=(-2, -1))
 
 
 def calibration_modes(
@@ -201,6 +262,13 @@ def covariance_root(covariance: Tensor) -> Tensor:
     r""":math:`L` of :math:`\Sigma = L L^\top`, also where :math:`\Sigma` is singular."""
     values, vectors = torch.linalg.eigh(covariance.double())
     return vectors * values.clamp_min(0).sqrt()
+
+
+def _padded(stamp: Tensor, size: int) -> Tensor:
+    """On a square stamp, the middle pixel in the middle."""
+    rows, columns = stamp.shape[-2:]
+    top, left = size // 2 - rows // 2, size // 2 - columns // 2
+    return torch.nn.functional.pad(stamp, (left, size - columns - left, top, size - rows - top))
 
 
 def _displaced(physics: ADI, axis: int, step: float) -> ADI:

@@ -3,6 +3,7 @@ r"""Image and calibration of one sequence together, without a network."""
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,17 @@ _logger = logging.getLogger(__name__)
 #: Makes the image ``(1, C, H, W)`` of a sequence ``(1, C, T, h, w)``.
 Solver = Callable[[Tensor, ADI], Tensor]
 
-#: Halvings of a step before it is given up.
+#: Places about the star where the scatter of the score is measured.
+PLACES = 5
+
+#: Least of its variance over what is expected.
+LEAST_SPREAD = 0.1
+
+#: Most halvings of a step.
 HALVINGS = 5
+
+#: Error of the expanded likelihood that does not matter.
+NEGLIGIBLE = 0.5
 
 
 class CalibrationStep(NamedTuple):
@@ -39,8 +49,8 @@ class CalibrationStep(NamedTuple):
 
     #: Parameters after it, in their units, ``(n,)``.
     theta: Tensor
-    #: By how much it lowered minus the logarithm of the posterior.
-    gain: float
+    #: Rise of the log-likelihood.
+    rise: float
     #: Largest move of a parameter, in posterior standard deviations.
     move: float
     #: Fraction of the step of Fisher scoring that was taken.
@@ -78,7 +88,7 @@ def self_calibrate(
     probes: int = 4,
     threshold: float = UNINFORMED,
     max_iter: int = 8,
-    tol: float = 0.1,
+    tol: float = 0.25,
     generator: torch.Generator | None = None,
     callback: Callable[[int, CalibrationStep], None] | None = None,
 ) -> SelfCalibration:
@@ -93,8 +103,13 @@ def self_calibrate(
            (F + \Lambda)\, \Delta u = s - \Lambda (u - u_0), \qquad
            \Lambda = I + F_\mathrm{frames},
 
-       with the sky that follows, shortened until the likelihood rises. Directions of which posterior
-       over prior standard deviation exceeds ``threshold`` are held at the prior.
+       with the sky that follows, shortened until the likelihood rises by at least half of what its
+       expansion says. Directions of which posterior over prior standard deviation exceeds
+       ``threshold`` are held at the prior.
+
+    The scatter of :math:`s` is measured once for each kind of parameter, by the score of the same
+    sky turned to other places about the star, where there is none: :math:`s` and :math:`F` are divided
+    by its standard deviation over the expected one, and by the square.
 
     Never a step on the misfit at the reconstructed image alone: that would prefer a PSF that is too
     sharp and explain errors of the image by the instrument.
@@ -115,7 +130,7 @@ def self_calibrate(
     :param torch.Generator generator: draws the probes; default seeded with 0.
     :param Callable callback: called after each alternation with its number and what it did.
     :return: (:class:`SelfCalibration`)
-    :raises ValueError: if there is more than one sequence, or nothing but dark sky is seen.
+    :raises ValueError: if there is more than one sequence.
 
     |sep|
 
@@ -176,12 +191,16 @@ class _Problem:
         self.smoothness, self.threshold = smoothness, threshold
         self.model = CalibratedADI(physics, copy.deepcopy(calibration))
         self.root = calibration.root.double()
+        ends = [0, *itertools.accumulate(len(spec.labels) for spec in calibration.free)]
+        self.kinds = [slice(*pair) for pair in itertools.pairwise(ends)]
         n = len(calibration.mean)
         self.frames = torch.zeros(n, n, dtype=torch.float64, device=self.root.device)
         if terms:
-            self.frames = calibrate(calibration, terms, threshold=threshold).information
+            with torch.enable_grad():
+                self.frames = calibrate(calibration, terms, threshold=threshold).information
         self.known = calibration.u.detach().double().clone() if terms else self.frames[0] * 0
         self.precision = self.frames + torch.eye(n).to(self.frames)
+        self.spread = torch.ones_like(self.known)
 
     def theta(self, u: Tensor) -> Tensor:
         return self.calibration.mean.double() + self.root @ u
@@ -196,51 +215,78 @@ class _Problem:
         evidence = expand_evidence(self.model, theta, image, speckles, prior, signs)
         return _Point(image, residual + physics.A(image), speckles, prior, evidence)
 
-    def information(self, point: _Point) -> Tensor:
-        return self.root.T @ point.evidence.information @ self.root + self.frames
+    def information(self, evidence: Evidence) -> Tensor:
+        """On whitened coordinates, with the scatter that was measured; of the sequence alone."""
+        scaled = evidence.information / (self.spread[:, None] * self.spread)
+        return self.root.T @ scaled @ self.root
 
-    def cost(self, point: _Point, u: Tensor, change: Tensor) -> float:
-        """Minus the logarithm of the posterior of a point near by, the determinant bounded by its tangent."""
-        physics = self.model.at(self.theta(u))
-        delta = change * point.prior.free
-        total = point.speckles.cost(point.sequence - physics.A(point.image + delta))
+    def measure_spread(self, point: _Point, u: Tensor) -> None:
+        r"""Scatter of the score over what the information expects, for each kind of parameter.
+
+        With the sky of ``point`` turned to other places about the star, where there is none: the
+        same brightness and structure, the same residual. The mean of :math:`(v_k^\top s)^2 / f_k` over
+        the eigenvectors of the information and the places.
+        """
+        self.spread.fill_(1.0)
+        none = point.evidence.probes[0, :0]
+        found: list[list[Tensor]] = [[] for _ in self.calibration.free]
+        for k in range(PLACES):
+            turn = 360.0 * (k + 1) / (PLACES + 1)
+            model = CalibratedADI(self.model.physics, self.model.calibration, turn)
+            evidence = expand_evidence(
+                model, self.theta(u), point.image, point.speckles, point.prior, none
+            )
+            information, score = self.information(evidence), self.root.T @ evidence.score
+            for own, ratios in zip(self.kinds, found, strict=True):
+                values, vectors = torch.linalg.eigh(information[own, own])
+                some = values > 1e-3 * values[-1]
+                ratios.append((vectors.T @ score[own])[some].square() / values[some])
+        for own, ratios in zip(self.kinds, found, strict=True):
+            self.spread[own] = torch.cat(ratios).mean().clamp_min(LEAST_SPREAD).sqrt()
+
+    def cost(self, point: _Point, u: Tensor, move: Tensor) -> float:
+        """Minus the log-likelihood at ``u`` + ``move``, the determinant bounded by its tangent."""
+        evidence = point.evidence
+        physics = self.model.at(self.theta(u + move))
+        delta, symmetries = evidence.follow(self.root @ move)
+        seen = physics.A(point.image + delta) + symmetries
+        total = point.speckles.cost(point.sequence - seen)
         total += 0.5 * float((delta * point.prior(delta)).double().sum())
-        off = u - self.known
-        total += 0.5 * float(off @ self.precision @ off)
-        inverse, z = point.evidence.probes
+        inverse, z = evidence.probes
         if len(z):
             bent = point.speckles(physics.A(inverse))
             total += 0.5 * float((bent * physics.A(z)).double().sum()) / len(z)
         return total
 
+    def shorten(self, point: _Point, u: Tensor, wanted: Tensor) -> tuple[float, float]:
+        """Fraction of a step after which the likelihood rises as its expansion says, and its rise."""
+        start = self.cost(point, u, 0 * wanted)
+        slope = float(point.evidence.score @ (self.root @ wanted))
+        bend = float((self.root @ wanted) @ point.evidence.information @ (self.root @ wanted)) / 2
+        for k in range(HALVINGS + 1):
+            length = 0.5**k
+            rise = start - self.cost(point, u, wanted * length)
+            expected = slope * length - bend * length**2
+            if rise > expected - abs(expected) / 2 - NEGLIGIBLE:
+                break
+        return length, rise
+
     def step(self, point: _Point, u: Tensor) -> tuple[Tensor, CalibrationStep]:
         """Fisher scoring along the informed directions."""
-        information = self.information(point)
+        information = self.information(point.evidence) + self.frames
         report = self.calibration.report(information, self.threshold)
         self.calibration.keep(report.kept_directions)
         moving = report.directions[:, ~report.kept].double()
         u = moving @ (moving.T @ u)
-        score = self.root.T @ point.evidence.score - self.precision @ (u - self.known)
+        score = self.root.T @ (point.evidence.score / self.spread)
+        score = score - self.precision @ (u - self.known)
         normal = moving.T @ (information + torch.eye(len(u)).to(u)) @ moving
         wanted = moving @ torch.linalg.solve(normal, moving.T @ score)
-        response = torch.einsum("j...,jk->k...", point.evidence.response, self.root.to(point.image))
-
-        def follow(move: Tensor) -> Tensor:
-            sky = torch.einsum("k...,k->...", response, move.to(response))[None]
-            return point.evidence.correction + sky
-
-        start = self.cost(point, u, follow(0 * wanted))
-        length, drop = 0.0, 0.0
-        for k in range(HALVINGS):
-            trial = wanted * 0.5**k
-            drop = start - self.cost(point, u + trial, follow(trial))
-            if drop >= 0:
-                length = 0.5**k
-                break
+        length, rise = self.shorten(point, u, wanted)
         u = u + length * wanted
         std = torch.where(report.kept.all(), 1.0, report.posterior_std.double())
         move = float((self.root @ wanted / std).abs().max()) if moving.shape[1] else 0.0
-        return u, CalibrationStep(self.theta(u), drop if length else 0.0, move, length)
+        return u, CalibrationStep(self.theta(u), rise, move, length)
 
     def alternate(
         self,
@@ -254,36 +300,35 @@ class _Problem:
         u = self.calibration.u.detach().double().clone()
         point = self._solve(solver, u, signs)
         while len(history) < max_iter:
+            if len(history) == 1:  # no longer far off
+                self.measure_spread(point, u)
             u, step = self.step(point, u)
             history.append(step)
             _logger.debug("alternation %d: %s", len(history), step)
             if callback is not None:
                 callback(len(history), step)
             point = self._solve(solver, u, signs)
-            if step.move < tol or step.length == 0:
+            if step.move < tol:
                 break
         return self._result(point, u, tuple(history), history[-1].move < tol)
 
     def _solve(self, solver: Solver, u: Tensor, signs: Tensor) -> _Point:
         image = solver(self.y, self.model.at(self.theta(u)))
-        if not bool((image > 0).any()):
-            raise ValueError(
-                "the reconstruction is dark everywhere: a sequence without an object does not tell "
-                "its calibration. Check the angles and their sign, or use calibration frames only"
-            )
         return self.at(image, u, signs)
 
     def _result(
         self, point: _Point, u: Tensor, history: tuple[CalibrationStep, ...], converged: bool
     ) -> SelfCalibration:
-        self.calibration.u.copy_(u)
-        information = self.information(point)
+        information = self.information(point.evidence) + self.frames
+        kept = self.calibration.report(information, self.threshold).kept_directions
+        self.calibration.keep(kept)
+        self.calibration.u.copy_(self.calibration.projector.double() @ u)
         report = self.calibration.report(information, self.threshold)
         root = covariance_root(report.covariance).to(point.image)
         errors = torch.einsum("jchw,jk->kchw", point.evidence.response, root)
         return SelfCalibration(
             point.image,
-            self.model.at(self.theta(u)),
+            self.model.at(report.values),
             report,
             information,
             errors.square().sum(0, keepdim=True).sqrt(),
