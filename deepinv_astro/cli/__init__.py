@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from deepinv_astro.cli.calibrate import calibrate
 from deepinv_astro.cli.demo import demo
 from deepinv_astro.cli.inspect import inspect
 from deepinv_astro.cli.reconstruct import reconstruct
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("calibrate")(calibrate)
 app.command("demo")(demo)
 app.command("inspect")(inspect)
 app.command("reconstruct")(reconstruct)

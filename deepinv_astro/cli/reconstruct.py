@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepinv_astro.cli.calibrate import CalibrationOption
 from deepinv_astro.cli.errors import heard_warnings, one_clear_line
 from deepinv_astro.cli.methods import Method
 from deepinv_astro.cli.options import (
@@ -66,6 +67,7 @@ def reconstruct(
     angles_unit: AnglesUnitOption = "auto",
     reverse_angles: ReverseAnglesOption = False,
     hdu: HduOption = None,
+    calibration: CalibrationOption = None,
     threshold: Annotated[float, typer.Option(min=1.0, help="Least S/N of a point source.")] = 5.0,
     components: Annotated[
         int, typer.Option(min=1, help="Components of pca, last rank of ipca.")
@@ -89,6 +91,10 @@ def reconstruct(
         files.check()
         files.check_psf()
         check_results(folder, overwrite)
+        if calibration is not None:
+            from deepinv_astro.io.files import existing_file
+
+            existing_file(calibration, "calibration")
         check_device(device)
 
         with heard_warnings() as doubts:
@@ -99,6 +105,10 @@ def reconstruct(
         from deepinv_astro.cli.problem import prepare
 
         problem = prepare(sequence, device, sky_size, doubts)
+        if calibration is not None:
+            from deepinv_astro.cli.calibrated import read_calibration
+
+            problem = read_calibration(calibration, problem)
         make_folder(folder, overwrite)
         settings = {"threshold": threshold, "seed": seed, "files": [cube, angles, psf]}
         run(Console(), problem, method, folder, settings, components, overwrite)

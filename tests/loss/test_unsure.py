@@ -146,6 +146,23 @@ def test_moves_with_backward_alone():
     assert not torch.equal(loss.multipliers, first)
 
 
+def test_momentum():
+    """For f = y each slope is 1: u = 1 - beta^n after n steps, and log eta grows by alpha u."""
+
+    class Identity(Bent):
+        def forward(self, y, physics):
+            return y * (self.gain / 0.6)
+
+    model, y = Identity(), torch.randn(2, 1, 16, 16, dtype=torch.float64)
+    loss = UNSURELoss(rate=0.1, momentum=0.8)
+    for _ in range(3):
+        loss(x_net=model(y, None), y=y, physics=Denoising(), model=model).mean().backward()
+    start = float(loss.family.pilot(y)) / 2
+    growth = 0.1 * sum(1 - 0.8**n for n in (1, 2, 3))
+    assert float(loss.velocity) == pytest.approx(1 - 0.8**3, rel=1e-4)
+    assert float(loss.multipliers) == pytest.approx(start * math.exp(growth), rel=1e-4)
+
+
 def test_gradient_of_the_reconstructor_is_that_of_the_lagrangian():
     """Also while the multipliers move in the same backward pass."""
     loss, physics, x = _known("kernel", shape=(2, 1, 6, 5), rng=torch.Generator())

@@ -1,0 +1,191 @@
+"""``deepinv-astro calibrate`` on a small sequence with a wrong centre and gains, and ``reconstruct`` after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from astropy.io import fits
+from typer.testing import CliRunner, Result
+
+from deepinv_astro.cli import app
+from deepinv_astro.physics import ADI
+from deepinv_astro.physics.functional.points import point_image
+
+HEIGHT, WIDTH, FRAMES = 29, 27, 8
+CENTER, TRUE_CENTER = (14.0, 13.0), (14.4, 12.7)
+WIDTHS = (1.2, 1.5)  # of the PSF before and after
+GAIN = (1.06, 0.93, 1.0, 1.08, 0.95, 0.97, 1.04, 0.97)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def star(down: float, across: float) -> torch.Tensor:
+    u = torch.arange(-7.0, 8)
+    h = torch.exp(-(u[:, None] ** 2) / (2 * down**2) - u**2 / (2 * across**2))
+    return h / h.sum()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Cube, angles, PSF before and after; during the sequence the PSF is between."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    rng = torch.Generator().manual_seed(5)
+    angles = torch.linspace(0.0, 110.0, FRAMES, dtype=torch.float64)
+    psfs = [star(1.3, width) for width in WIDTHS]
+    physics = ADI((1, HEIGHT, WIDTH), angles, sum(psfs) / 2, TRUE_CENTER, gain=torch.tensor(GAIN))
+    places = torch.tensor([[22.0, 17.0], [9.0, 20.0], [16.0, 4.0]])
+    sky = 3000 * point_image((HEIGHT, WIDTH), places[:, 0], places[:, 1]).sum(0)[None, None]
+    y = 200 + physics.A(sky)[0, 0] + 3 * torch.randn(FRAMES, HEIGHT, WIDTH, generator=rng)
+    names = ("cube.fits", "angles.fits", "before.fits", "after.fits")
+    arrays = (y.numpy(), angles.numpy(), *((4e4 * psf).numpy() for psf in psfs))
+    paths = [folder / name for name in names]
+    for path, array in zip(paths, arrays, strict=True):
+        fits.PrimaryHDU(array).writeto(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def calibrated(files: list[Path]) -> tuple[Path, str]:
+    """Folder of the results, and what was printed."""
+    out = files[0].parent / "calibration"
+    cube, angles, before, after = files
+    center = f"{CENTER[0]},{CENTER[1]}"
+    result = run(
+        "calibrate", cube, angles, before, "--psf", after, "--center", center,
+        "--center-std", 0.5, "--gain-std", 0.1, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_parameters_are_found_with_errors(calibrated):
+    out, printed = calibrated
+    content = json.loads((out / "calibration.json").read_text())
+    rows = {p["name"]: p for p in content["parameters"]}
+    for name, true in (("row", TRUE_CENTER[0]), ("column", TRUE_CENTER[1])):
+        assert rows[name]["value"] == pytest.approx(true, abs=0.1)
+        assert rows[name]["std"] < 0.1 < rows[name]["prior_std"]
+    gain = torch.tensor([rows[f"gain[{t}]"]["value"] for t in range(FRAMES)])
+    true = torch.tensor(GAIN)
+    assert float((gain - true).abs().max()) < 0.03
+    assert rows["psf[0]"]["prior_std"] == pytest.approx(1.0)
+    assert content["operator"]["center"] == pytest.approx(
+        [rows[n]["value"] for n in ("row", "column")]
+    )
+    assert content["kept"]  # the common gain at least
+    assert (out / "calibration.png").stat().st_size > 10_000
+    for words in (
+        "row",
+        "gain[7]",
+        "stay at the prior",
+        "common to all frames",
+        "calibration.json",
+    ):
+        assert words in printed
+
+
+def test_reconstruct_reads_it(calibrated, files):
+    """The operator and the position of the star are those of the file, and its gains."""
+    out, _ = calibrated
+    center = f"{CENTER[0]},{CENTER[1]}"
+    cube, angles, before, _ = files
+    image = out / "image"
+    result = run(
+        "reconstruct", cube, angles, before, "--center", center, "--calibration",
+        out / "calibration.json", "--method", "white", "--out", image,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads((image / "report.json").read_text())
+    assert any("Calibrated by" in line for line in report["provenance"])
+    brightest = max(report["sources"], key=lambda s: s["flux"])
+    assert brightest["flux"] == pytest.approx(3000, rel=0.1)
+
+
+def test_operator_of_the_file_is_used(calibrated, files):
+    from deepinv_astro.cli.calibrated import read_calibration
+    from deepinv_astro.cli.problem import prepare
+    from deepinv_astro.io import read_sequence
+
+    out, _ = calibrated
+    content = json.loads((out / "calibration.json").read_text())["operator"]
+    sequence = read_sequence(*files[:3], center=CENTER)
+    problem = read_calibration(out / "calibration.json", prepare(sequence))
+    physics = problem.physics
+    torch.testing.assert_close(physics.center.flatten(), torch.tensor(content["center"]))
+    torch.testing.assert_close(physics.gain[0], torch.tensor(content["gain"]))
+    torch.testing.assert_close(physics.filter[0, :, 0], torch.tensor(content["psf"]))
+    assert problem.sequence.center == pytest.approx(content["center"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{}", "no calibration in"), ("no json", "no calibration in"), ("[1]", "no calibration in")],
+)
+def test_wrong_file_is_one_clear_line(text, words, files, tmp_path):
+    wrong = tmp_path / "calibration.json"
+    wrong.write_text(text)
+    result = run(
+        "reconstruct",
+        *files[:3],
+        "--center",
+        "14,13",
+        "--calibration",
+        wrong,
+        "--out",
+        tmp_path / "r",
+    )
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "--calibration" in result.output
+
+
+def test_calibration_of_another_sequence_is_refused(calibrated, files, tmp_path):
+    out, _ = calibrated
+    content = json.loads((out / "calibration.json").read_text())
+    wrong = tmp_path / "calibration.json"
+    wrong.write_text(json.dumps({**content, "frames": 9}))
+    result = run(
+        "reconstruct",
+        *files[:3],
+        "--center",
+        "14,13",
+        "--calibration",
+        wrong,
+        "--out",
+        tmp_path / "r",
+    )
+    assert result.exit_code == 2
+    assert "9 frames" in result.output
+
+
+def test_bad_requests_are_one_clear_line(calibrated, files, tmp_path):
+    out, _ = calibrated
+    result = run("calibrate", *files[:3], "--center", "14,13", "--out", out)
+    assert result.exit_code == 2
+    assert "calibration.png" in result.output
+    result = run(
+        "calibrate", *files[:3], "--center", "14,13", "--free", "psf", "--out", tmp_path / "c"
+    )
+    assert result.exit_code == 2
+    assert "expected two or more" in result.output
+    result = run("calibrate", *files[:3], "--psf", tmp_path / "none.fits", "--out", tmp_path / "c")
+    assert result.exit_code == 2
+    assert "none.fits" in result.output
+    same = [
+        "calibrate",
+        *files[:3],
+        "--psf",
+        files[2],
+        "--center",
+        "14,13",
+        "--out",
+        tmp_path / "c",
+    ]
+    result = run(*same)
+    assert result.exit_code == 2
+    assert "copies of each other" in result.output
