@@ -15,6 +15,7 @@ from deepinv_astro.optim.marginal import Marginal, MarginalResult
 from deepinv_astro.optim.nuisance import PatchCovariance, PatchLikelihood
 from deepinv_astro.optim.patches import Patches
 from deepinv_astro.optim.rexpaco import REXPACO
+from deepinv_astro.optim.self_calibration import CalibrationStep, SelfCalibration, self_calibrate
 from deepinv_astro.optim.temporal import FrozenMetric, TemporalLikelihood, TemporalModel
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CalibrationFit",
     "CalibrationFrames",
     "CalibrationLikelihood",
+    "CalibrationStep",
     "Detection",
     "FourierMarginal",
     "FrozenMetric",
@@ -33,11 +35,13 @@ __all__ = [
     "PointSource",
     "PointSourceSearch",
     "Selection",
+    "SelfCalibration",
     "TemporalLikelihood",
     "TemporalModel",
     "Term",
     "calibrate",
     "fisher_information",
     "select_strength",
+    "self_calibrate",
     "taper",
 ]
