@@ -7,6 +7,7 @@ from deepinv_astro.loss.covariances import (
     RegionVariances,
     StationaryKernel,
 )
+from deepinv_astro.loss.equivariance import EquivariantLoss
 from deepinv_astro.loss.recorrupted import (
     RecorruptedLoss,
     RecorruptedModel,
@@ -33,6 +34,7 @@ from deepinv_astro.loss.unsure import (
 __all__ = [
     "CalibrationLoss",
     "CovarianceFamily",
+    "EquivariantLoss",
     "NoiseEstimate",
     "PoissonGaussian",
     "RecorruptedLoss",
