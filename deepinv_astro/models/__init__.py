@@ -6,15 +6,31 @@ from deepinv_astro.models.combine import temporal_mean, temporal_median
 from deepinv_astro.models.derotate import derotate, turn
 from deepinv_astro.models.ipca import IterativePCA
 from deepinv_astro.models.median import MedianADI
+from deepinv_astro.models.normal_equations import NormalEquations
 from deepinv_astro.models.pca import PCA
+from deepinv_astro.models.pilot import MarginalPilot, WhitePilot, temporal_level
+from deepinv_astro.models.unrolled import (
+    DenoiserCorrection,
+    PilotCorrection,
+    SmallUNet,
+    UnrolledADI,
+)
 
 __all__ = [
     "PCA",
     "AnnularPCA",
     "Calibrated",
+    "DenoiserCorrection",
     "IterativePCA",
+    "MarginalPilot",
     "MedianADI",
+    "NormalEquations",
+    "PilotCorrection",
+    "SmallUNet",
+    "UnrolledADI",
+    "WhitePilot",
     "derotate",
+    "temporal_level",
     "temporal_mean",
     "temporal_median",
     "turn",

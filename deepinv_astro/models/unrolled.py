@@ -1,0 +1,291 @@
+r"""Networks that look at the data in every step, and one that looks at them once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from deepinv.models import Reconstructor
+from deepinv.physics import LinearPhysics
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepinv_astro.models.normal_equations import NormalEquations
+from deepinv_astro.models.pilot import MarginalPilot, Pilot
+
+#: Image to correct, first image, and level of the noise: what a proximal network sees.
+FEATURES = 3
+
+
+class UnrolledADI(Reconstructor):
+    r"""Proximal unrolled network for sequences with speckles, or any linear operator.
+
+    From the first image :math:`x_0` and the metric :math:`W` of a pilot,
+
+    .. math::
+
+        x_{k+1} = \mathrm{prox}_k\!\left( x_k - \tau_k\, \sigma^2 A^\top W (A x_k - y) \right),
+        \qquad k = 0, \dots, K - 1,
+
+    with :math:`\sigma` the noise of each pixel's flux (:class:`NormalEquations`) and :math:`\tau_k`
+    learned, in units of the inverse of the largest eigenvalue of
+    :math:`\sigma A^\top W A\, \sigma`. The proximal networks are residual and see
+
+    .. math::
+
+        \mathrm{prox}_k(v) = v + q \sigma\, n_k\!\left( \frac{v}{q \sigma},
+        \frac{x_0}{q \sigma}, \frac1q \right), \qquad
+        q = \sqrt{1 + \overline{(x_0 / \sigma)^2}} ,
+
+    the image in units of :math:`q` times its noise, and the level :math:`1 / q` of the noise in these
+    units. Where the pilot is homogeneous, so is the network: :math:`f(a y) = a f(y)` for
+    :math:`a > 0`. It takes any number of frames, any angles, PSF and image size; each wavelength
+    is an image of its own to :math:`n_k`.
+
+    No gradient flows through :math:`x_0`, :math:`W` and :math:`\sigma`. Where they are used again,
+    :meth:`prepare` them once and :meth:`refine` them in each step of a training.
+
+    :param Callable pilot: makes the equations: :class:`MarginalPilot` (default),
+        :class:`WhitePilot`.
+    :param Iterable prox: the networks :math:`n_k`, from ``(B, 3, H, W)`` to ``(B, 1, H, W)``; the
+        same one may appear more than once. Default: four of :class:`SmallUNet`, which start at 0.
+    :param bool positive: whether the result is cut at 0.
+    :raises ValueError: if there is no network.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> from deepinv_astro.models import SmallUNet, UnrolledADI
+        >>> from deepinv_astro.physics import ADI
+        >>> physics = ADI((1, 16, 15), torch.linspace(0, 80, 9))
+        >>> y = torch.randn(2, 1, 9, 16, 15, generator=torch.Generator().manual_seed(0))
+        >>> model = UnrolledADI(prox=[SmallUNet(8)] * 3)  # shared
+        >>> model(y, physics).shape
+        torch.Size([2, 1, 16, 15])
+        >>> sum(p.numel() for p in UnrolledADI().parameters()) < 500_000
+        True
+    """
+
+    def __init__(
+        self,
+        pilot: Pilot | None = None,
+        prox: Iterable[nn.Module] | None = None,
+        *,
+        positive: bool = True,
+    ):
+        super().__init__()
+        self.pilot = MarginalPilot() if pilot is None else pilot
+        self.prox = nn.ModuleList([SmallUNet() for _ in range(4)] if prox is None else prox)
+        if not len(self.prox):
+            raise ValueError("`prox` is empty: give one network for each step")
+        self.positive = positive
+        self.log_steps = nn.Parameter(torch.zeros(len(self.prox)))
+
+    def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
+        r"""Reconstruct.
+
+        :param torch.Tensor y: sequences ``(B, C, T, h, w)``, or what the pilot takes.
+        :param deepinv.physics.LinearPhysics physics: their operator.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
+        """
+        return self.refine(self.prepare(y, physics))
+
+    def prepare(self, y: Tensor, physics: LinearPhysics) -> NormalEquations:
+        r"""What does not depend on the weights.
+
+        :param torch.Tensor y: as in :meth:`forward`.
+        :param deepinv.physics.LinearPhysics physics: their operator. It is used by the equations as
+            long as they are: give a copy if it will be updated.
+        :return: (:class:`NormalEquations`)
+        """
+        return self.pilot(y, physics)
+
+    def refine(self, equations: NormalEquations) -> Tensor:
+        r"""The steps of the network.
+
+        :param NormalEquations equations: of a pilot.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
+        """
+        first = equations.start / equations.scale
+        q, unit = _level(first), 1 / equations.largest_eigenvalue()
+        u = first
+        for log_step, net in zip(self.log_steps, self.prox, strict=True):
+            v = u - log_step.exp() * unit * equations.gradient(u)
+            u = v + q * correction(net, v, first, q)
+        x = equations.scale * u
+        return x.clamp_min(0) if self.positive else x
+
+
+class PilotCorrection(Reconstructor):
+    r"""Artifact removal: a network that corrects the image of a pilot, and does not see the data again.
+
+    .. math::
+
+        f(y) = x_0 + q \sigma\, n\!\left( \frac{x_0}{q \sigma}, \frac{x_0}{q \sigma}, \frac1q \right)
+
+    with the notation of :class:`UnrolledADI`: the baseline of it, as
+    :class:`deepinv.models.ArtifactRemoval` is with :math:`x_0 = A^\dagger y`.
+
+    :param Callable pilot: gives :math:`x_0` and :math:`\sigma`. Default: :class:`MarginalPilot`.
+    :param torch.nn.Module net: :math:`n`, from ``(B, 3, H, W)`` to ``(B, 1, H, W)``:
+        :class:`SmallUNet` (default), or :class:`DenoiserCorrection` of a denoiser.
+    :param bool positive: whether the result is cut at 0.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> from deepinv.models import MedianFilter
+        >>> from deepinv_astro.models import DenoiserCorrection, PilotCorrection
+        >>> from deepinv_astro.physics import ADI
+        >>> physics = ADI((1, 16, 15), torch.linspace(0, 80, 9))
+        >>> y = torch.randn(1, 1, 9, 16, 15, generator=torch.Generator().manual_seed(0))
+        >>> PilotCorrection(net=DenoiserCorrection(MedianFilter()))(y, physics).shape
+        torch.Size([1, 1, 16, 15])
+    """
+
+    def __init__(
+        self, pilot: Pilot | None = None, net: nn.Module | None = None, *, positive: bool = True
+    ):
+        super().__init__()
+        self.pilot = MarginalPilot() if pilot is None else pilot
+        self.net = SmallUNet(32) if net is None else net
+        self.positive = positive
+
+    def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
+        r"""Reconstruct.
+
+        :param torch.Tensor y: measurements.
+        :param deepinv.physics.LinearPhysics physics: their operator.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
+        """
+        return self.refine(self.prepare(y, physics))
+
+    def prepare(self, y: Tensor, physics: LinearPhysics) -> NormalEquations:
+        r"""What does not depend on the weights; see :meth:`UnrolledADI.prepare`.
+
+        :param torch.Tensor y: measurements.
+        :param deepinv.physics.LinearPhysics physics: their operator.
+        :return: (:class:`NormalEquations`)
+        """
+        return self.pilot(y, physics)
+
+    def refine(self, equations: NormalEquations) -> Tensor:
+        r"""Correct the first image.
+
+        :param NormalEquations equations: of a pilot.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
+        """
+        first = equations.start / equations.scale
+        q = _level(first)
+        x = equations.scale * (first + q * correction(self.net, first, first, q))
+        return x.clamp_min(0) if self.positive else x
+
+
+class DenoiserCorrection(nn.Module):
+    r"""A denoiser :math:`D` of deepinv as a proximal network, :math:`n(v, x_0, s) = D(v, s) - v`.
+
+    With it :class:`deepinv.models.DRUNet` and others take the place of :class:`SmallUNet`. Images
+    come in units of :math:`q \sigma`, of standard deviation about 1, and :math:`s = 1 / q`.
+
+    :param torch.nn.Module denoiser: called with images of one channel and the level of their
+        noise ``(B,)``.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> from deepinv_astro.models import DenoiserCorrection
+        >>> shrink = DenoiserCorrection(lambda v, sigma: v / (1 + sigma.view(-1, 1, 1, 1) ** 2))
+        >>> features = torch.tensor([6.0, 4.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+        >>> shrink(features)[0, 0, 0]  # 6 / 5 - 6
+        tensor([-4.8000, -4.8000])
+    """
+
+    def __init__(self, denoiser: nn.Module):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Correction of the first of the features, ``(B, 3, H, W)`` to ``(B, 1, H, W)``."""
+        v, level = features[:, :1], features[:, 2, 0, 0]
+        out: Tensor = self.denoiser(v, level)
+        return out - v
+
+
+class SmallUNet(nn.Module):
+    r"""Convolutions at three scales, :math:`1, \tfrac12, \tfrac14` of the resolution, with skips.
+
+    .. math::
+
+        a = B_1 f, \quad b = B_2\, {\downarrow} a, \quad c = B_3\, {\downarrow} b, \quad
+        b' = B_4 (b, {\uparrow} c), \quad a' = B_5 (a, {\uparrow} b'), \quad n = C a',
+
+    each :math:`B_i` two convolutions of 3 x 3 pixels followed by leaky rectifiers, :math:`\downarrow`
+    the mean of 2 x 2 pixels and :math:`\uparrow` bilinear (Ronneberger+ 2015). The convolution
+    :math:`C` is zero at the start: an untrained network corrects nothing. Images of any size: they
+    are extended by their borders.
+
+    :param int width: channels at full resolution; twice as many at a half and at a quarter of it.
+    :param int features: channels of the input.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> from deepinv_astro.models import SmallUNet
+        >>> SmallUNet(4)(torch.ones(2, 3, 7, 10)).abs().sum()
+        tensor(0., grad_fn=<SumBackward0>)
+    """
+
+    def __init__(self, width: int = 16, features: int = FEATURES):
+        super().__init__()
+        self.fine = _block(features, width)
+        self.middle = _block(width, 2 * width)
+        self.coarse = _block(2 * width, 2 * width)
+        self.up_middle = _block(4 * width, 2 * width)
+        self.up_fine = _block(3 * width, width)
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(torch.as_tensor(self.last.bias))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """From ``(B, features, H, W)`` to ``(B, 1, H, W)``."""
+        height, width = features.shape[-2:]
+        padded = functional.pad(features, (0, -width % 4, 0, -height % 4), mode="replicate")
+        fine = self.fine(padded)
+        middle = self.middle(functional.avg_pool2d(fine, 2))
+        coarse = self.coarse(functional.avg_pool2d(middle, 2))
+        middle = self.up_middle(torch.cat([middle, _doubled(coarse)], 1))
+        out: Tensor = self.last(self.up_fine(torch.cat([fine, _doubled(middle)], 1)))
+        return out[..., :height, :width]
+
+
+def correction(net: nn.Module, v: Tensor, first: Tensor, q: Tensor) -> Tensor:
+    """The network's correction of images ``(B, C, H, W)`` in units of ``q``, channel by channel."""
+    level = (1 / q).expand_as(v)
+    features = torch.stack([v / q, (first / q).expand_as(v), level], 2).flatten(0, 1)
+    out: Tensor = net(features)
+    return out.view_as(v)
+
+
+def _level(u: Tensor) -> Tensor:
+    """:math:`q` of each image and wavelength, ``(B, C, 1, 1)``."""
+    return (1 + u.square().mean((-2, -1), keepdim=True)).sqrt()
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    first, second = (nn.Conv2d(n, outputs, 3, padding=1) for n in (inputs, outputs))
+    for layer in (first, second):
+        nn.init.kaiming_normal_(layer.weight, a=math.sqrt(0.02))
+    return nn.Sequential(first, nn.LeakyReLU(0.1), second, nn.LeakyReLU(0.1))
+
+
+def _doubled(v: Tensor) -> Tensor:
+    return functional.interpolate(v, scale_factor=2, mode="bilinear", align_corners=False)
