@@ -8,6 +8,7 @@ from deepinv_astro.loss.covariances import (
     StationaryKernel,
 )
 from deepinv_astro.loss.equivariance import EquivariantLoss
+from deepinv_astro.loss.multi_operator import MultiOperatorLoss, exchanged, with_parameters
 from deepinv_astro.loss.recorrupted import (
     RecorruptedLoss,
     RecorruptedModel,
@@ -35,6 +36,7 @@ __all__ = [
     "CalibrationLoss",
     "CovarianceFamily",
     "EquivariantLoss",
+    "MultiOperatorLoss",
     "NoiseEstimate",
     "PoissonGaussian",
     "RecorruptedLoss",
@@ -50,6 +52,8 @@ __all__ = [
     "closed_form_multipliers",
     "corrected_variance",
     "estimate_noise",
+    "exchanged",
     "recorrupt",
+    "with_parameters",
     "without_temporal_mean",
 ]
