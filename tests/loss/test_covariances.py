@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -77,6 +79,27 @@ def test_kernel_matches_the_noise():
         family.apply_to(eta, v, v), StationaryNoise(kernel).covariance(v), atol=1e-10, rtol=1e-8
     )
     assert (family.spectrum(eta) > -1e-12).all()
+
+
+def test_spectrum_is_the_transform_of_the_autocorrelation():
+    """Which tells a lag (1, -1) from (1, 1): the kernel has a direction."""
+    family = StationaryKernel((2, 3))
+    kernel = torch.tensor([[1.0, -0.5, 0.2], [0.3, 0.8, 0.1]], dtype=torch.float64)
+    full = torch.nn.functional.conv2d(kernel[None, None], kernel[None, None], padding=(1, 2))[0, 0]
+    eta = torch.stack([full[1 + i, 2 + j] for i, j in family.lags])
+    size = math.isqrt(len(family.spectra))
+    power = torch.fft.fft2(kernel, s=(size, size)).abs().square()
+    torch.testing.assert_close(family.spectrum(eta), power.flatten())
+
+
+def test_pilot_of_a_kernel_with_a_direction():
+    """Noise along one diagonal: of lags (1, 1) and (1, -1), the pilot picks that one."""
+    noise = StationaryNoise(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    family = StationaryKernel(2)
+    y = noise.sample(torch.zeros(8, 1, 64, 64), torch.Generator().manual_seed(0))
+    found = dict(zip(family.lags, (family.pilot(y) / 2).tolist(), strict=True))
+    assert found[1, 1] == pytest.approx(0.5, abs=0.1)
+    assert found[1, -1] == pytest.approx(0.0, abs=0.1)
 
 
 @pytest.mark.parametrize("name", ["regions", "kernel", "photons"])
