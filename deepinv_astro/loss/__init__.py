@@ -8,7 +8,16 @@ from deepinv_astro.loss.covariances import (
     StationaryKernel,
 )
 from deepinv_astro.loss.equivariance import EquivariantLoss
+from deepinv_astro.loss.fitted_noise import FittedNoise
 from deepinv_astro.loss.multi_operator import MultiOperatorLoss, exchanged, with_parameters
+from deepinv_astro.loss.frame_splitting import (
+    FrameSplit,
+    FrameSplittingLoss,
+    FrameSplittingModel,
+    draw_split,
+    frame_subset,
+    temporal_metric,
+)
 from deepinv_astro.loss.recorrupted import (
     RecorruptedLoss,
     RecorruptedModel,
@@ -36,7 +45,11 @@ __all__ = [
     "CalibrationLoss",
     "CovarianceFamily",
     "EquivariantLoss",
+    "FittedNoise",
     "MultiOperatorLoss",
+    "FrameSplit",
+    "FrameSplittingLoss",
+    "FrameSplittingModel",
     "NoiseEstimate",
     "PoissonGaussian",
     "RecorruptedLoss",
@@ -51,9 +64,12 @@ __all__ = [
     "UNSURELoss",
     "closed_form_multipliers",
     "corrected_variance",
+    "draw_split",
     "estimate_noise",
+    "frame_subset",
     "exchanged",
     "recorrupt",
+    "temporal_metric",
     "with_parameters",
     "without_temporal_mean",
 ]
