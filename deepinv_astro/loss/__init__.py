@@ -9,7 +9,6 @@ from deepinv_astro.loss.covariances import (
 )
 from deepinv_astro.loss.equivariance import EquivariantLoss
 from deepinv_astro.loss.fitted_noise import FittedNoise
-from deepinv_astro.loss.multi_operator import MultiOperatorLoss, exchanged, with_parameters
 from deepinv_astro.loss.frame_splitting import (
     FrameSplit,
     FrameSplittingLoss,
@@ -18,6 +17,7 @@ from deepinv_astro.loss.frame_splitting import (
     frame_subset,
     temporal_metric,
 )
+from deepinv_astro.loss.multi_operator import MultiOperatorLoss, exchanged, with_parameters
 from deepinv_astro.loss.recorrupted import (
     RecorruptedLoss,
     RecorruptedModel,
@@ -46,10 +46,10 @@ __all__ = [
     "CovarianceFamily",
     "EquivariantLoss",
     "FittedNoise",
-    "MultiOperatorLoss",
     "FrameSplit",
     "FrameSplittingLoss",
     "FrameSplittingModel",
+    "MultiOperatorLoss",
     "NoiseEstimate",
     "PoissonGaussian",
     "RecorruptedLoss",
@@ -66,8 +66,8 @@ __all__ = [
     "corrected_variance",
     "draw_split",
     "estimate_noise",
-    "frame_subset",
     "exchanged",
+    "frame_subset",
     "recorrupt",
     "temporal_metric",
     "with_parameters",
