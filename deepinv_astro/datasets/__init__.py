@@ -17,6 +17,9 @@ from deepinv_astro.datasets.disks import (
     spiral,
     two_component_henyey_greenstein,
 )
+from deepinv_astro.datasets.halos import Halo, PupilHalo, RicianHalo, Star, temporal_deviation
+from deepinv_astro.datasets.population import DiskDraw, PlanetDraw, SkyDraw, SkyPopulation
+from deepinv_astro.datasets.psf_error import PSFError, stretched_psf
 from deepinv_astro.datasets.simulate import (
     Planet,
     PlanetTruth,
@@ -32,21 +35,41 @@ from deepinv_astro.datasets.speckles import (
     speckle_frames,
 )
 from deepinv_astro.datasets.statistics import SequenceStatistics, sequence_statistics
+from deepinv_astro.datasets.survey import (
+    Part,
+    SurveyParts,
+    SurveyTruth,
+    SyntheticSurvey,
+    target_seed,
+)
 
 __all__ = [
     "BETA_PICTORIS_FILES",
     "NACO_LP",
     "BetaPictoris",
     "Coronagraph",
+    "DiskDraw",
+    "Halo",
     "IdealCoronagraph",
     "LyotCoronagraph",
     "NoCoronagraph",
+    "PSFError",
+    "Part",
     "Planet",
+    "PlanetDraw",
     "PlanetTruth",
+    "PupilHalo",
+    "RicianHalo",
     "SequenceStatistics",
     "SimulatedSequence",
+    "SkyDraw",
+    "SkyPopulation",
     "SpeckleFrames",
     "SpeckleModel",
+    "Star",
+    "SurveyParts",
+    "SurveyTruth",
+    "SyntheticSurvey",
     "demo_sequence",
     "detect",
     "gaussian_blob",
@@ -59,5 +82,8 @@ __all__ = [
     "sky_offset",
     "speckle_frames",
     "spiral",
+    "stretched_psf",
+    "target_seed",
+    "temporal_deviation",
     "two_component_henyey_greenstein",
 ]
