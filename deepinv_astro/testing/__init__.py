@@ -1,4 +1,4 @@
-r"""The laws of operators and of losses, as assertions for tests.
+r"""The laws of operators, transforms and losses, as assertions for tests.
 
 Each function takes an object that it does not know, and raises an :class:`AssertionError` that
 says which law is broken and by how much. Laws alone let swapped axes through: next to them, compare
@@ -23,6 +23,13 @@ from deepinv_astro.testing.operators import (
     assert_state_restored,
     dense_matrix,
 )
+from deepinv_astro.testing.transforms import (
+    assert_inverse,
+    assert_neutral,
+    assert_parameters_per_image,
+    assert_reproducible,
+    assert_transform_adjoint,
+)
 
 __all__ = [
     "assert_adjoint",
@@ -30,11 +37,16 @@ __all__ = [
     "assert_dtype_kept",
     "assert_flux",
     "assert_gradients",
+    "assert_inverse",
     "assert_linear",
     "assert_loss_double",
     "assert_loss_quiet",
     "assert_loss_state_restored",
+    "assert_neutral",
+    "assert_parameters_per_image",
+    "assert_reproducible",
     "assert_state_restored",
+    "assert_transform_adjoint",
     "assert_unbiased",
     "assert_validation_quiet",
     "dense_matrix",
