@@ -29,6 +29,13 @@ from deepinv_astro.loss.score import (
     ScoreMatchingLoss,
     closed_form_multipliers,
 )
+from deepinv_astro.loss.splitting import (
+    BernoulliMask,
+    EquivariantSplittingLoss,
+    Split,
+    SplitModel,
+    VirtualOperator,
+)
 from deepinv_astro.loss.sure import (
     SUREGaussianLoss,
     SUREPoissonGaussianLoss,
@@ -42,9 +49,11 @@ from deepinv_astro.loss.unsure import (
 )
 
 __all__ = [
+    "BernoulliMask",
     "CalibrationLoss",
     "CovarianceFamily",
     "EquivariantLoss",
+    "EquivariantSplittingLoss",
     "FittedNoise",
     "FrameSplit",
     "FrameSplittingLoss",
@@ -60,8 +69,11 @@ __all__ = [
     "SUREPoissonGaussianLoss",
     "ScoreDenoiser",
     "ScoreMatchingLoss",
+    "Split",
+    "SplitModel",
     "StationaryKernel",
     "UNSURELoss",
+    "VirtualOperator",
     "closed_form_multipliers",
     "corrected_variance",
     "draw_split",
