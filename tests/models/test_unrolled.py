@@ -109,7 +109,8 @@ def test_smooth_start_is_the_minimum(rng: torch.Generator) -> None:
     slope = regular.gradient(u) + 0.3
     assert bool((slope[u > 0].abs() < 1e-8).all())
     assert bool((slope[u == 0] > -1e-8).all())
-    assert bool((u > 0).any()) and bool((u == 0).any())
+    assert bool((u > 0).any())
+    assert bool((u == 0).any())
 
 
 def test_smoothness_flattens_the_start(rng: torch.Generator) -> None:
@@ -177,14 +178,16 @@ def test_scale_is_the_noise_of_a_pixel(rng: torch.Generator) -> None:
     diagonal = [float((equations.normal(u[None]) * u).sum()) for u in unit]
     scale = torch.tensor([float(equations.scale[0, 0, r, c]) for r, c in places])
     ratio = scale * torch.tensor(diagonal).sqrt()
-    assert bool((ratio > 0.8).all()) and bool((ratio < 1.25).all())
+    assert bool((ratio > 0.8).all())
+    assert bool((ratio < 1.25).all())
 
 
 def test_missing_data_do_not_spoil_a_pilot(rng: torch.Generator) -> None:
     y, physics = problem(rng)
     y[:, :, 2, 4, 4:6] = torch.nan
     image = trained(network(MarginalPilot(FAST)), rng)(y, physics).detach()
-    assert bool(torch.isfinite(image).all()) and float(image.abs().max()) > 0
+    assert bool(torch.isfinite(image).all())
+    assert float(image.abs().max()) > 0
 
 
 def test_temporal_level_ignores_what_is_static(rng: torch.Generator) -> None:
@@ -205,8 +208,8 @@ def test_amplitude(rng: torch.Generator, pilot, kind: str) -> None:
     for factor in (0.25, 1024.0):  # powers of two: the solver takes the same path
         torch.testing.assert_close(model(factor * y, physics), factor * one, rtol=1e-5, atol=0)
     odd = model(3.7 * y, physics)
-    error = (odd - 3.7 * one).norm() / (3.7 * one).norm()
-    assert float(error) < 1e-5, float(error)
+    error = ((odd - 3.7 * one).norm() / (3.7 * one).norm()).item()
+    assert error < 1e-5, error
 
 
 def test_untrained_network_is_gradient_descent(rng: torch.Generator) -> None:
@@ -248,12 +251,13 @@ def test_shared_network_and_number_of_weights() -> None:
     assert count[3] <= 500_000
 
 
-@pytest.mark.parametrize("frames,size", [(4, (9, 14)), (9, (16, 16)), (7, (7, 6))])
+@pytest.mark.parametrize(("frames", "size"), [(4, (9, 14)), (9, (16, 16)), (7, (7, 6))])
 def test_any_number_of_frames_and_size(rng: torch.Generator, frames: int, size) -> None:
     y, physics = problem(rng, frames=frames, size=size, channels=2)
     model = trained(network(), rng)
     image = model(y, physics)
-    assert image.shape == (2, 2, *size) and bool((image >= 0).all())
+    assert image.shape == (2, 2, *size)
+    assert bool((image >= 0).all())
     parts = [model(y[n : n + 1], physics.sample(n)) for n in range(2)]
     torch.testing.assert_close(image, torch.cat(parts))
 
@@ -276,8 +280,9 @@ def test_single_precision_is_close_and_kept(rng: torch.Generator) -> None:
     model = trained(network(), rng)
     double = model(y, physics)
     single = copy.deepcopy(model).float()(y.float(), copy.deepcopy(physics).float())
-    assert double.dtype == torch.float64 and single.dtype == torch.float32
-    assert float((single - double).norm() / double.norm()) < 1e-3
+    assert double.dtype == torch.float64
+    assert single.dtype == torch.float32
+    assert ((single - double).norm() / double.norm()).item() < 1e-3
 
 
 def test_gradients_of_all_weights(rng: torch.Generator) -> None:
@@ -361,7 +366,7 @@ def test_training_lowers_the_error(rng: torch.Generator) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        errors.append(float(loss))
+        errors.append(loss.item())
     assert errors[-1] < 0.5 * errors[0]
 
 
