@@ -92,7 +92,9 @@ def wiener_error(
     like = gram.like
     if matrix is not None:
         with torch.no_grad():  # rows of the identity through the symmetric root: R restricted
-            r = gram.vectors(root(Gram(gram.measure, like).images(torch.eye(like.numel()).to(like))))
+            r = gram.vectors(
+                root(Gram(gram.measure, like).images(torch.eye(like.numel()).to(like)))
+            )
         inner = torch.eye(like.numel()).to(like) + r @ matrix @ r.mT / noise**2
         return float((r * torch.linalg.solve(inner, r)).sum()) / gram.n
     generator = torch.Generator().manual_seed(0) if generator is None else generator

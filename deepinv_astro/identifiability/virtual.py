@@ -215,12 +215,15 @@ class Gram:
         """
         if inner is None:
             inner = inner_matrix(self.measure, self.like, progress)
+        values, vectors = torch.linalg.eigh(inner)  # few are above rounding where A is a blur
+        above = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        root = vectors[:, above] * values[above].sqrt()
         matrix = torch.zeros(self.n, self.n).to(self.like)
         units = self.images(torch.eye(self.n).to(self.like))
         for t, weight in zip(self.maps, self.weights, strict=True):
-            columns = torch.cat(list(_columns(t, units)))
-            matrix += weight * (columns @ inner @ columns.mT)
-        return (matrix + matrix.mT) / 2
+            seen = torch.cat([columns @ root for columns in _columns(t, units)])
+            matrix += weight * (seen @ seen.mT)
+        return matrix
 
 
 def inner_matrix(measure: Map, like: Tensor, progress: Progress | None = None) -> Tensor:
