@@ -109,7 +109,7 @@ class SyntheticSurvey(ImageDataset):
     "filter": (1, k, k), "center": (2,), "gain": (T,)}}``, float32, and with ``"x": (1, H, W)`` only
     if asked for. Sequences of different lengths are batched by
     :class:`~deepinv_astro.datasets.BucketBatchSampler` or
-    :func:`~deepinv_astro.datasets.pad_frames`.
+    :func:`~deepinv_astro.datasets.collate_sequences`.
 
     :param int n: number of targets.
     :param int seed: of the survey.
