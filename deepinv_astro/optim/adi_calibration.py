@@ -13,6 +13,7 @@ from torch.nn.functional import max_pool2d
 from deepinv_astro.optim.adi_tangents import CalibratedADI, sky_symmetries
 from deepinv_astro.optim.regions import Partition
 from deepinv_astro.optim.rexpaco import noise_relative_maps
+from deepinv_astro.optim.sky_solver import CHUNK, SkyGrid, solve
 from deepinv_astro.optim.temporal import TemporalLikelihood
 from deepinv_astro.physics import ADI
 from deepinv_astro.physics.functional.psf import blur
@@ -20,15 +21,12 @@ from deepinv_astro.physics.functional.psf import blur
 #: Fraction of the curvature with frozen statistics that is always left: less would mean nothing.
 LEAST_CURVATURE = 0.02
 
+#: Least part of a spline that is free.
+LEAST_OVERLAP = 0.1
+
 #: Least flux within the core of the PSF, in standard deviations of the flux of a point source, of a
 #: sky that informs: what is fainter may be speckles.
 SEEN = 6.0
-
-#: Unknowns per right side up to which a system is solved directly.
-DIRECT = 30
-
-#: Columns that are processed at once.
-CHUNK = 16
 
 
 class SpeckleExpansion:
@@ -209,16 +207,19 @@ class SkyPrior:
     :data:`SEEN` times its error, :math:`1 / \mathrm{std}(A^\top w)`, and their neighbours; zero
     elsewhere. It is the quadratic that bounds the edge-preserving smoothness of
     :class:`~deepinv_astro.optim.Marginal` from above at :math:`x`. Its bias towards zero is left
-    out: it would pass into the gains.
+    out: it would pass into the gains. :math:`\delta` is a sum of splines on ``grid``, as fine as the
+    PSF can tell.
 
     :param torch.Tensor free: where the sky is seen, ``(1, C, H, W)``.
     :param torch.Tensor stiffness: weight of :math:`\tfrac12 |\nabla \delta|^2`, ``(1, C, H, W)``.
     :param torch.Tensor noise: standard deviation of the score :math:`A^\top w`, ``(1, C, H, W)``.
+    :param SkyGrid grid: where the splines are; ``None`` for one unknown in each pixel.
     """
 
     free: Tensor
     stiffness: Tensor
     noise: Tensor
+    grid: SkyGrid | None = None
 
     @classmethod
     def about(
@@ -228,19 +229,45 @@ class SkyPrior:
         physics: ADI,
         speckles: SpeckleExpansion,
         smoothness: float,
+        fwhm: float = 0.0,
     ) -> SkyPrior:
-        """Prior about a reconstruction ``x`` with the strength ``smoothness`` in units of the noise."""
+        """Prior about a reconstruction ``x`` with the strength ``smoothness`` in units of the noise.
+
+        ``fwhm`` of the PSF, in pixels, is twice the spacing of the splines.
+        """
         noise, std = noise_relative_maps(lambda _: (residual, speckles.score), residual, physics)
         down, right = _differences(x)
         length = (down.square() + right.square() + (0.25 * std).square()).sqrt()
         seen = noise * blur(x, _core(physics.filter)) > SEEN
         free = max_pool2d(seen.to(x), 3, 1, 1) > 0
-        return cls(free, smoothness * noise / length, noise)
+        grid = SkyGrid.of(x, fwhm / 2) if fwhm > 2 else None
+        return cls(free, smoothness * noise / length, noise, grid)
 
     @property
     def diagonal(self) -> Tensor:
         r"""About the diagonal of :math:`A^\top M A + P`."""
         return self.noise.square() + 4 * self.stiffness
+
+    def solve(
+        self, curvature: Callable[[Tensor], Tensor], b: Tensor, tol: float, max_iter: int
+    ) -> Tensor:
+        r"""Solve :math:`K \delta = b` among the sums of splines, zero where nothing is free.
+
+        Arguments as in :func:`~deepinv_astro.optim.sky_solver.solve`.
+        """
+        if self.grid is None:
+            return solve(curvature, b * self.free, self.free, self.diagonal, tol, max_iter)
+        grid, free = self.grid, self.free
+        used = grid.overlap(free) > LEAST_OVERLAP
+        found = solve(
+            lambda a: grid.transpose(curvature(grid(a) * free) * free) * used,
+            grid.transpose(b * free) * used,
+            used,
+            grid.transpose(self.diagonal * free).clamp_min(1e-30),
+            tol,
+            max_iter,
+        )
+        return grid(found) * free
 
     def __call__(self, delta: Tensor) -> Tensor:
         """The curvature :math:`P` applied to skies ``(N, C, H, W)`` that are zero where nothing is free."""
@@ -274,6 +301,7 @@ class Evidence:
         moves, ``(n, C, H, W)``.
     :param torch.Tensor correction: what it does at once, ``(1, C, H, W)``.
     :param torch.Tensor probes: pairs :math:`(K^{-1} z, z)`, ``(2, S, C, H, W)``.
+    :param torch.Tensor tangents: :math:`D_j`, ``(n, C, T, h, w)``.
     :param torch.Tensor symmetries: sequences of the sky's symmetries, ``(m, C, T, h, w)``.
     :param torch.Tensor yielding: what the sky does when those are added, ``(m, C, H, W)``.
     :param torch.Tensor mixing: amplitudes of the symmetries: at once (first column), and when a
@@ -285,6 +313,7 @@ class Evidence:
     response: Tensor
     correction: Tensor
     probes: Tensor
+    tangents: Tensor
     symmetries: Tensor
     yielding: Tensor
     mixing: Tensor
@@ -300,6 +329,23 @@ class Evidence:
         sky = sky + torch.einsum("k...,k->...", self.yielding, amplitudes)
         sequence = torch.einsum("k...,k->...", self.symmetries, amplitudes)
         return self.correction + sky, sequence[None]
+
+    def filters(self, physics: ADI) -> Tensor:
+        r"""What reads the score off the gradient in the residual: :math:`s_j = \langle E_j, w \rangle`.
+
+        .. math::
+
+            E_j = D_j - A K^{-1} A^\top M D_j
+
+        without what the symmetries do, and without the determinant's part of the score.
+
+        :param ADI physics: the operator.
+        :return: (:class:`torch.Tensor`) ``(n, C, T, h, w)``.
+        """
+        mixing = self.mixing[:, 1:].to(self.tangents)
+        sky = self.response + torch.einsum("kj,k...->j...", mixing, self.yielding)
+        more = torch.einsum("kj,k...->j...", mixing, self.symmetries)
+        return self.tangents + more + torch.cat([physics.A(part) for part in sky.split(CHUNK)])
 
 
 def expand_evidence(
@@ -368,7 +414,7 @@ def expand_evidence(
         return torch.cat(bent) * prior.free + prior(delta)
 
     pulled = torch.cat([_adjoint(physics, curved), _adjoint(physics, speckles.score), z])
-    solved = solve(curvature, pulled * prior.free, prior.free, prior.diagonal, tol, max_iter)
+    solved = prior.solve(curvature, pulled, tol, max_iter)
     count, n = len(columns), len(theta)
     flat, pushed = columns.flatten(1).double(), solved[:count].flatten(1).double()
     information = (
@@ -389,88 +435,11 @@ def expand_evidence(
         -solved[:n],
         solved[count : count + 1],
         torch.stack([inverse, z]),
+        columns[:n],
         columns[n:],
         -solved[n:count],
         mixing,
     )
-
-
-def solve(
-    curvature: Callable[[Tensor], Tensor],
-    b: Tensor,
-    free: Tensor,
-    scale: Tensor,
-    tol: float = 1e-2,
-    max_iter: int = 100,
-) -> Tensor:
-    r"""Solve :math:`K x_i = b_i` for skies that are zero where nothing is free.
-
-    By Cholesky's factor of :math:`K`, column by column, if that takes less work than conjugate
-    gradients, preconditioned by a diagonal.
-
-    :param Callable curvature: applies :math:`K`, symmetric and positive semi-definite, to skies
-        ``(N, C, H, W)``.
-    :param torch.Tensor b: right sides ``(N, C, H, W)``, zero where nothing is free.
-    :param torch.Tensor free: the unknowns, ``(1, C, H, W)``.
-    :param torch.Tensor scale: positive diagonal of about the size of that of :math:`K`.
-    :param float tol: stop when each residual is smaller than this fraction of its right side.
-    :param int max_iter: most conjugate gradients.
-    :return: (:class:`torch.Tensor`) solutions, shape of ``b``.
-
-    |sep|
-
-    :Examples:
-
-        >>> import torch
-        >>> k = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
-        >>> b = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
-        >>> solve(lambda v: v @ k, b, torch.ones(1, 1, 1, 2, dtype=torch.bool), torch.ones(2))
-        tensor([[[[1.0000, 1.0000]]]])
-    """
-    if int(free.sum()) > DIRECT * len(b):
-        return conjugate_gradients(curvature, b, scale, tol, max_iter)
-    places = torch.nonzero(free.flatten())[:, 0]
-    rows = []
-    for some in places.split(CHUNK):
-        unit = torch.nn.functional.one_hot(some, free.numel()).to(b).view(-1, *free.shape[1:])
-        rows.append(curvature(unit).flatten(1)[:, places].double())
-    dense = torch.cat(rows)
-    dense = (dense + dense.mT) / 2
-    dense.diagonal().mul_(1 + 1e-6)  # of rounding
-    x = torch.zeros_like(b).flatten(1)
-    found = torch.cholesky_solve(b.flatten(1)[:, places].double().mT, torch.linalg.cholesky(dense))
-    x[:, places] = found.mT.to(x)
-    return x.view_as(b)
-
-
-def conjugate_gradients(
-    curvature: Callable[[Tensor], Tensor], b: Tensor, scale: Tensor, tol: float, max_iter: int
-) -> Tensor:
-    """Conjugate gradients for several right sides; arguments as in :func:`solve`."""
-
-    def dot(a: Tensor, other: Tensor) -> Tensor:
-        return (a * other).double().flatten(1).sum(1)
-
-    def times(numbers: Tensor, a: Tensor) -> Tensor:
-        return numbers.to(a).view(-1, *[1] * (a.ndim - 1)) * a
-
-    tiny = torch.finfo(torch.float64).tiny
-    x, residual = torch.zeros_like(b), b.clone()
-    direction = residual / scale
-    power = dot(residual, direction)
-    enough = tol**2 * power
-    for _ in range(max_iter):
-        on = torch.nonzero(power > enough)[:, 0]
-        if not len(on):
-            break
-        bent = curvature(direction[on])
-        length = power[on] / dot(direction[on], bent).clamp_min(tiny)
-        x[on] += times(length, direction[on])
-        residual[on] -= times(length, bent)
-        turned = residual[on] / scale
-        before, power[on] = power[on], dot(residual[on], turned)
-        direction[on] = turned + times(power[on] / before.clamp_min(tiny), direction[on])
-    return x
 
 
 def _adjoint(physics: ADI, sequences: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,9 +30,6 @@ _logger = logging.getLogger(__name__)
 
 #: Makes the image ``(1, C, H, W)`` of a sequence ``(1, C, T, h, w)``.
 Solver = Callable[[Tensor, ADI], Tensor]
-
-#: Places about the star where the scatter of the score is measured.
-PLACES = 5
 
 #: Least of its variance over what is expected.
 LEAST_SPREAD = 0.1
@@ -107,9 +104,10 @@ def self_calibrate(
        expansion says. Directions of which posterior over prior standard deviation exceeds
        ``threshold`` are held at the prior.
 
-    The scatter of :math:`s` is measured once for each kind of parameter, by the score of the same
-    sky turned to other places about the star, where there is none: :math:`s` and :math:`F` are divided
-    by its standard deviation over the expected one, and by the square.
+    The scatter of :math:`s` is measured once for each kind of parameter: what reads it off the
+    residual is turned about the star by quarter turns and mirrored, to seven places where the sky has
+    nothing. :math:`s` and :math:`F` are divided by its standard deviation over the expected one, and by
+    the square.
 
     Never a step on the misfit at the reconstructed image alone: that would prefer a PSF that is too
     sharp and explain errors of the image by the instrument.
@@ -211,7 +209,7 @@ class _Problem:
         temporal = TemporalModel.for_sequence(self.y, physics)
         residual = temporal.fill(self.y - physics.A(image))
         speckles = SpeckleExpansion(temporal(residual), residual, physics.filter)
-        prior = SkyPrior.about(image, residual, physics, speckles, self.smoothness)
+        prior = SkyPrior.about(image, residual, physics, speckles, self.smoothness, temporal.fwhm)
         evidence = expand_evidence(self.model, theta, image, speckles, prior, signs)
         return _Point(image, residual + physics.A(image), speckles, prior, evidence)
 
@@ -223,26 +221,35 @@ class _Problem:
     def measure_spread(self, point: _Point, u: Tensor) -> None:
         r"""Scatter of the score over what the information expects, for each kind of parameter.
 
-        With the sky of ``point`` turned to other places about the star, where there is none: the
-        same brightness and structure, the same residual. The mean of :math:`(v_k^\top s)^2 / f_k` over
-        the eigenvectors of the information and the places.
+        The mean, over places about the star and eigenvectors :math:`v` of the information, of
+        :math:`\langle E v, w \rangle^2 / \langle E v, M E v \rangle` with the filters :math:`E` of the
+        score moved there.
         """
+        physics = self.model.at(self.theta(u))
         self.spread.fill_(1.0)
-        none = point.evidence.probes[0, :0]
-        found: list[list[Tensor]] = [[] for _ in self.calibration.free]
-        for k in range(PLACES):
-            turn = 360.0 * (k + 1) / (PLACES + 1)
-            model = CalibratedADI(self.model.physics, self.model.calibration, turn)
-            evidence = expand_evidence(
-                model, self.theta(u), point.image, point.speckles, point.prior, none
-            )
-            information, score = self.information(evidence), self.root.T @ evidence.score
-            for own, ratios in zip(self.kinds, found, strict=True):
-                values, vectors = torch.linalg.eigh(information[own, own])
-                some = values > 1e-3 * values[-1]
-                ratios.append((vectors.T @ score[own])[some].square() / values[some])
-        for own, ratios in zip(self.kinds, found, strict=True):
-            self.spread[own] = torch.cat(ratios).mean().clamp_min(LEAST_SPREAD).sqrt()
+        information = self.information(point.evidence)
+        filters = torch.einsum(
+            "jk,j...->k...",
+            self._eigenvectors(information).to(self.y),
+            point.evidence.filters(physics),
+        )
+        star = physics.center[0].mean(0)
+        ratios = []
+        for moved in quarter_turns(filters, star):
+            score = (moved * point.speckles.score).double().sum((1, 2, 3, 4))
+            expected = (moved * point.speckles(moved)).double().sum((1, 2, 3, 4))
+            ratios.append(score.square() / expected.clamp_min(torch.finfo(torch.float64).tiny))
+        ratio = torch.stack(ratios).mean(0)
+        for own in self.kinds:
+            values = torch.linalg.eigvalsh(information[own, own])
+            some = values > 1e-3 * values[-1]
+            if bool(some.any()):
+                self.spread[own] = ratio[own][some].mean().clamp_min(LEAST_SPREAD).sqrt()
+
+    def _eigenvectors(self, information: Tensor) -> Tensor:
+        """Of each kind of parameter, as combinations of the elements of theta."""
+        blocks = [torch.linalg.eigh(information[own, own])[1] for own in self.kinds]
+        return self.root @ torch.block_diag(*blocks)
 
     def cost(self, point: _Point, u: Tensor, move: Tensor) -> float:
         """Minus the log-likelihood at ``u`` + ``move``, the determinant bounded by its tangent."""
@@ -298,8 +305,8 @@ class _Problem:
     ) -> SelfCalibration:
         history: list[CalibrationStep] = []
         u = self.calibration.u.detach().double().clone()
-        point = self._solve(solver, u, signs)
-        while len(history) < max_iter:
+        point, image, converged = self._solve(solver, u, signs), None, False
+        while len(history) < max_iter and not converged:
             if len(history) == 1:  # no longer far off
                 self.measure_spread(point, u)
             u, step = self.step(point, u)
@@ -307,17 +314,26 @@ class _Problem:
             _logger.debug("alternation %d: %s", len(history), step)
             if callback is not None:
                 callback(len(history), step)
-            point = self._solve(solver, u, signs)
-            if step.move < tol:
-                break
-        return self._result(point, u, tuple(history), history[-1].move < tol)
+            converged = step.move < tol and (len(history) > 1 or step.move == 0)
+            if converged:  # what was found about the point before holds
+                image = solver(self.y, self.model.at(self.theta(u)))
+            else:
+                point = self._solve(solver, u, signs)
+        if len(history) == 1 and not converged:
+            self.measure_spread(point, u)
+        return self._result(point, image, u, tuple(history), converged)
 
     def _solve(self, solver: Solver, u: Tensor, signs: Tensor) -> _Point:
         image = solver(self.y, self.model.at(self.theta(u)))
         return self.at(image, u, signs)
 
     def _result(
-        self, point: _Point, u: Tensor, history: tuple[CalibrationStep, ...], converged: bool
+        self,
+        point: _Point,
+        image: Tensor | None,
+        u: Tensor,
+        history: tuple[CalibrationStep, ...],
+        converged: bool,
     ) -> SelfCalibration:
         information = self.information(point.evidence) + self.frames
         kept = self.calibration.report(information, self.threshold).kept_directions
@@ -327,7 +343,7 @@ class _Problem:
         root = covariance_root(report.covariance).to(point.image)
         errors = torch.einsum("jchw,jk->kchw", point.evidence.response, root)
         return SelfCalibration(
-            point.image,
+            point.image if image is None else image,
             self.model.at(report.values),
             report,
             information,
@@ -335,3 +351,38 @@ class _Problem:
             history,
             converged,
         )
+
+
+def quarter_turns(sequences: Tensor, star: Tensor) -> Iterator[Tensor]:
+    """Frames turned about the star by quarter turns, and mirrored: seven others; zero from beyond the edge.
+
+    :param torch.Tensor sequences: ``(N, C, T, h, w)``.
+    :param torch.Tensor star: row and column, rounded to a pixel.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> frame = torch.zeros(1, 1, 1, 3, 4)
+        >>> frame[..., 0, 2] = 1.0
+        >>> turned = list(quarter_turns(frame, torch.tensor([1.0, 2.0])))
+        >>> len(turned), [tuple(t[0, 0, 0].nonzero()[0].tolist()) for t in turned[:3]]
+        (7, [(1, 1), (2, 2), (1, 3)])
+    """
+    height, width = sequences.shape[-2:]
+    rows, columns = (
+        torch.arange(size, device=sequences.device) - round(float(at))
+        for size, at in zip((height, width), star, strict=True)
+    )
+    row, column = (part.flatten() for part in torch.meshgrid(rows, columns, indexing="ij"))
+    padded = torch.nn.functional.pad(sequences.flatten(-2), (0, 1))
+    for mirror in (False, True):
+        r, c = (row, -column) if mirror else (row, column)
+        for turns in range(4):
+            if turns or mirror:
+                down, across = r - rows[0], c - columns[0]
+                inside = (down >= 0) & (down < height) & (across >= 0) & (across < width)
+                place = torch.where(inside, down * width + across, height * width)
+                yield padded[..., place].view_as(sequences)
+            r, c = c, -r

@@ -13,12 +13,11 @@ from deepinv_astro.optim.adi_calibration import (
     Evidence,
     SkyPrior,
     SpeckleExpansion,
-    conjugate_gradients,
     expand_evidence,
-    solve,
 )
 from deepinv_astro.optim.adi_tangents import CalibratedADI, calibration_modes, sky_symmetries
 from deepinv_astro.optim.regions import Partition
+from deepinv_astro.optim.sky_solver import conjugate_gradients, solve
 from deepinv_astro.physics import (
     ADI,
     Calibration,
@@ -34,6 +33,7 @@ from deepinv_astro.testing import dense_matrix
 
 F64 = torch.float64
 SIZE, FRAMES = (9, 8), 5
+SKY = (25, 24)  # so large that the slopes of what is free do not end at its edge
 ANGLES = torch.tensor([0.0, 25.0, 60.0, 85.0, 120.0], dtype=F64)
 
 
@@ -46,18 +46,19 @@ def gaussian(down: float, across: float | None = None, half: int = 3) -> Tensor:
 
 def operator(psf: Tensor | None = None, center: Tensor | None = None) -> ADI:
     return ADI(
-        (1, *SIZE),
+        (1, *SKY),
         ANGLES,
-        gaussian(0.9, 1.2) if psf is None else psf,
+        gaussian(1.6, 1.9, half=6) if psf is None else psf,
         torch.tensor([4.2, 3.7], dtype=F64) if center is None else center,
         gain=torch.tensor([1.0, 0.9, 1.1, 1.05, 0.95], dtype=F64),
+        detector_size=SIZE,
         dtype=F64,
     )
 
 
 def sky() -> Tensor:
-    x = torch.zeros(1, 1, *SIZE, dtype=F64)
-    x[0, 0, 6, 5], x[0, 0, 2, 3], x[0, 0, 3, 6] = 50.0, 30.0, 20.0
+    x = torch.zeros(1, 1, *SKY, dtype=F64)
+    x[0, 0, 14, 13], x[0, 0, 10, 11], x[0, 0, 11, 14] = 50.0, 30.0, 20.0
     return x
 
 
@@ -71,10 +72,10 @@ def expansion(physics: ADI, rng: torch.Generator, nu: float = 0.3) -> SpeckleExp
 
 
 def prior() -> SkyPrior:
-    free = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
-    free[..., 1:8, 2:7] = True
-    stiffness = torch.linspace(0.01, 0.05, SIZE[0] * SIZE[1], dtype=F64).view(1, 1, *SIZE)
-    return SkyPrior(free, stiffness, torch.ones(1, 1, *SIZE, dtype=F64))
+    free = torch.zeros(1, 1, *SKY, dtype=torch.bool)
+    free[..., 9:16, 10:15] = True
+    stiffness = torch.linspace(0.01, 0.05, SKY[0] * SKY[1], dtype=F64).view(1, 1, *SKY)
+    return SkyPrior(free, stiffness, torch.ones(1, 1, *SKY, dtype=F64))
 
 
 def geometry(physics: ADI) -> Calibration:
@@ -85,10 +86,17 @@ def geometry(physics: ADI) -> Calibration:
     )
 
 
+def near(found: Tensor, wanted: Tensor, fraction: float = 0.02) -> None:
+    """Equal but for the error of the spline's slope: a hundredth for this PSF."""
+    away = float((found - wanted).abs().max() / wanted.abs().max())
+    assert away < fraction, f"{away:.4f} of the largest element"
+
+
 def whole_trace(free: Tensor) -> Tensor:
-    """Probes whose mean outer product is the identity exactly."""
-    n = free.numel()
-    return (n**0.5) * torch.eye(n, dtype=F64).view(n, *free.shape[1:])
+    """Probes whose mean outer product is the identity exactly, where something is free."""
+    n = int(free.sum())
+    some = torch.eye(free.numel(), dtype=F64)[free.flatten()]
+    return (n**0.5) * some.view(n, *free.shape[1:])
 
 
 def evidence(calibration: Calibration, physics: ADI, rng: torch.Generator) -> Evidence:
@@ -117,13 +125,13 @@ class Dense:
         seen = self.x * self.prior.free
         self.e = sky_symmetries(physics, seen).flatten(1).T
         self.places = self.prior.free.flatten()
-        self.p = dense_matrix(lambda d: self.prior(d * self.prior.free), self.x)[self.places][
-            :, self.places
-        ]
+        units = torch.eye(len(self.places), dtype=F64)[self.places]
+        self.units = units.view(-1, *self.x.shape[1:])
+        self.p = self.prior(self.units).flatten(1)[:, self.places]
         self.start = physics.A(seen).flatten()
 
     def a(self, physics: ADI) -> Tensor:
-        return dense_matrix(physics.A, self.x)[:, self.places]
+        return physics.A(self.units).flatten(1).T
 
     def cost(self, physics: ADI, determinant: bool = True) -> Tensor:
         """Minimum over sky and symmetries about the first operator, and the determinant, by linear algebra."""
@@ -154,9 +162,10 @@ def test_score_is_the_slope_of_the_dense_evidence(rng):
             up, down = (dense.cost(model.at(theta + s), determinant) for s in (step, -step))
             slope.append((up - down) / (2 * h))
         if determinant:
-            torch.testing.assert_close(-found.score, torch.stack(slope), rtol=2e-3, atol=2e-3)
+            near(-found.score, torch.stack(slope))
         else:  # the determinant matters here: the test above sees it
-            assert float((found.score + torch.stack(slope)).abs().max()) > 0.1
+            away = (found.score + torch.stack(slope)).abs() / torch.stack(slope).abs().max()
+            assert float(away.max()) > 0.1
 
 
 def test_information_is_the_schur_complement(rng):
@@ -183,8 +192,8 @@ def test_information_is_the_schur_complement(rng):
     k[:n, :n] += dense.p
     cross = b.T @ dense.m @ d
     wanted = d.T @ dense.m @ d - cross.T @ torch.linalg.pinv(k, hermitian=True) @ cross
-    scale = float(wanted.diagonal().max())
-    torch.testing.assert_close(found.information / scale, wanted / scale, rtol=0, atol=1e-4)
+    scale = (d.T @ dense.m @ d).diagonal().sqrt()  # before the sky is eliminated
+    near(found.information / scale / scale[:, None], wanted / scale / scale[:, None])
 
 
 def test_sky_follows_as_in_the_dense_problem(rng):
@@ -274,7 +283,7 @@ def test_scatter_of_the_score_is_what_the_information_says(width, low, high, rng
 def test_columns_are_the_jacobian_and_share_differences(rng):
     physics = operator()
     calibration = geometry(physics)
-    x = torch.rand(1, 1, *SIZE, generator=rng, dtype=F64)
+    x = prior().free * torch.rand(1, 1, *SKY, generator=rng, dtype=F64)
     tangents = CalibratedADI(physics, calibration).tangents(calibration.mean, x)
     theta = calibration.mean.clone().requires_grad_()
 
@@ -285,7 +294,8 @@ def test_columns_are_the_jacobian_and_share_differences(rng):
         ]
 
     wanted = torch.autograd.functional.jacobian(sequence, theta).movedim(-1, 0)
-    torch.testing.assert_close(tangents.columns(), wanted, rtol=1e-3, atol=1e-4)
+    for own, true in zip(tangents.columns(), wanted, strict=True):
+        near(own, true)
     assert len(tangents.fields) == 5  # row, column, north, all angles, all gains
     w = torch.randn(1, 1, FRAMES, *SIZE, generator=rng, dtype=F64)
     torch.testing.assert_close(
@@ -350,7 +360,7 @@ def known(calibration: Calibration, physics: ADI, rng: torch.Generator) -> Tenso
 
 
 def test_center_angles_and_gains_of_frames_are_known(rng):
-    physics = operator()
+    physics = operator(gaussian(0.9, 1.2))
     calibration = geometry(physics)
     report = calibration.report(known(calibration, physics, rng))
     ratio = dict(zip(report.names, report.ratio.tolist(), strict=True))
