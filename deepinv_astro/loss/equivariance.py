@@ -55,6 +55,10 @@ class EquivariantLoss(Loss):
         dimmed until :math:`\| A T_g \hat x \| \le \beta \| A \hat x \|`, without which training
         with a stretch diverges. It supposes that images may be dimmed, and a linear operator.
         Default: no bound.
+    :param deepinv.physics.Physics operator: :math:`A` of the transformed images, where it differs
+        from that of the measurements: after a crop, which is a shift without the seam that a
+        periodic one leaves inside the image, the same PSF on a smaller sky. Default: that of the
+        measurements.
     :raises ValueError: if a number is negative, or the bound not positive.
 
     |sep|
@@ -87,6 +91,7 @@ class EquivariantLoss(Loss):
         weight: float = 1.0,
         margin: int = 0,
         amplitude_bound: float | None = None,
+        operator: Physics | None = None,
     ) -> None:
         super().__init__()
         if weight < 0 or margin < 0:
@@ -102,6 +107,7 @@ class EquivariantLoss(Loss):
         self.weight = weight
         self.margin = margin
         self.amplitude_bound = amplitude_bound
+        self.operator = operator
 
     def forward(
         self, x_net: Tensor, physics: Physics, model: Module, y: Tensor | None = None, **kwargs: Any
@@ -138,6 +144,8 @@ class EquivariantLoss(Loss):
                 )
             with torch.no_grad():
                 reference = self.amplitude_bound * root_mean_square(physics.A(x_net))
+        if self.operator is not None:
+            physics = self.operator
         values = [self._of(x, reference, physics, model) for x in transformed.split(batch)]
         return self.weight * torch.stack(values).mean(0)
 

@@ -280,6 +280,10 @@ class EquivariantSplittingLoss(Loss):
     one of them does not see is learned from the others. It evaluates the network once, where
     :class:`EquivariantLoss` does so twice.
 
+    What can be learned is the range of :math:`\mathbb E_g\, T_g^\top A^\top A T_g`, with :math:`T_g`
+    as it is given: scalings by factors above 1 make :math:`A` see finer detail. (For
+    :class:`EquivariantLoss` it is the other way round: there they are below 1.)
+
     The model must be adapted, as :class:`deepinv.Trainer` does: ``model = loss.adapt_model(model)``.
 
     The consistency judges all measurements, for :math:`R` as a function of :math:`y` at fixed

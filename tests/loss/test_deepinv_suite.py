@@ -14,8 +14,13 @@ from pathlib import Path
 import deepinv
 import pytest
 import torch
+from deepinv.transform import Shift
 
 from deepinv_astro.loss import (
+    EquivariantLoss,
+    EquivariantSplittingLoss,
+    FittedNoise,
+    MultiOperatorLoss,
     PoissonGaussian,
     RecorruptedLoss,
     RegionVariances,
@@ -25,6 +30,7 @@ from deepinv_astro.loss import (
     UNSURELoss,
 )
 from deepinv_astro.physics import DetectorNoise, HeteroscedasticNoise, StationaryNoise
+from deepinv_astro.transform import Scale
 
 pytestmark = pytest.mark.filterwarnings("default")  # their code, their warnings
 
@@ -80,15 +86,42 @@ RECORRUPTED = {
     "GammaOfTheirs": lambda: (RecorruptedLoss(alpha=0.999), deepinv.physics.GammaNoise(10.0)),
 }
 
+
+def _robust(fidelity, noise=None):
+    """A fidelity and equivariance to shifts, as published for robust equivariant imaging."""
+    return [fidelity, EquivariantLoss(Shift(n_trans=2), noise_model=noise)]
+
+
+def _unknown():
+    fidelity = UNSURELoss()
+    return _robust(fidelity, FittedNoise(fidelity))
+
+
+def _masks():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(4, 1, 3, 15, 10, generator=generator).round()  # of their images
+    return [deepinv.loss.MCLoss(), MultiOperatorLoss([{"mask": mask} for mask in masks])]
+
+
+def _scaled():
+    scale = Scale(rng=torch.Generator().manual_seed(0))
+    return [deepinv.loss.MCLoss(), EquivariantLoss(scale, stop_gradient=True)]
+
+
 #: Losses with which a network is trained by Trainer on masked images, and must improve.
 TRAINED = {
-    "sure": lambda: SUREGaussianLoss(HeteroscedasticNoise(0.01)),
-    "sure_correlated": lambda: SUREGaussianLoss(StationaryNoise(0.1 * _KERNEL)),
-    "sure_photons": lambda: SUREPoissonGaussianLoss(DetectorNoise(1e4, 1.0)),
-    "recorrupted": lambda: RecorruptedLoss(HeteroscedasticNoise(0.1)),
-    "unsure": lambda: UNSURELoss(),
-    "unsure_correlated": lambda: UNSURELoss(StationaryKernel(2)),
-    "unsure_photons": lambda: UNSURELoss(PoissonGaussian()),
+    "sure": lambda: [SUREGaussianLoss(HeteroscedasticNoise(0.01))],
+    "sure_correlated": lambda: [SUREGaussianLoss(StationaryNoise(0.1 * _KERNEL))],
+    "sure_photons": lambda: [SUREPoissonGaussianLoss(DetectorNoise(1e4, 1.0))],
+    "recorrupted": lambda: [RecorruptedLoss(HeteroscedasticNoise(0.1))],
+    "unsure": lambda: [UNSURELoss()],
+    "unsure_correlated": lambda: [UNSURELoss(StationaryKernel(2))],
+    "unsure_photons": lambda: [UNSURELoss(PoissonGaussian())],
+    "robust_recorrupted": lambda: _robust(RecorruptedLoss(HeteroscedasticNoise(0.1))),
+    "robust_unknown": _unknown,
+    "scale": _scaled,
+    "multi_operator": _masks,
+    "splitting": lambda: [EquivariantSplittingLoss(Shift(), consistency=deepinv.loss.MCLoss())],
 }
 
 
@@ -114,7 +147,7 @@ def _load(name: str) -> types.ModuleType:
 _theirs = _load("test_loss")
 _theirs.choose_sure = lambda noise_type: RISKS[noise_type]()
 _theirs.choose_r2r = lambda noise_type: RECORRUPTED[noise_type]()
-_theirs.choose_loss = lambda loss_name, *args, **kwargs: [TRAINED[loss_name]()]
+_theirs.choose_loss = lambda loss_name, *args, **kwargs: TRAINED[loss_name]()
 # in place: the marks of their tests hold the same lists
 _theirs.LIST_SURE[:], _theirs.LIST_R2R[:], _theirs.LOSSES[:] = RISKS, RECORRUPTED, TRAINED
 

@@ -254,6 +254,19 @@ def test_margin_is_not_compared():
         EquivariantLoss(lambda x: x, margin=3)(x_net=x, physics=Denoising(), model=model)
 
 
+def test_crop_is_seen_by_its_own_operator():
+    """A shift without a seam: the same blur, on a window of the reconstruction."""
+    psf, model, x = _random(5, 3, 3, low=0.0), Bent(), _random(6, 2, 1, 9, 8)
+    whole, window = (Blur((1, *s), psf, dtype=torch.float64) for s in ((9, 8), (5, 6)))
+    loss = EquivariantLoss(lambda x: x[..., 1:6, 2:], operator=window, amplitude_bound=0.5)
+    found = loss(x_net=x, physics=whole, model=model)
+    u = x[..., 1:6, 2:]
+    levels = [v.square().flatten(1).mean(1).sqrt() for v in (whole.A(x), window.A(u))]
+    u = (0.5 * levels[0] / levels[1]).clamp_max(1).view(-1, 1, 1, 1) * u
+    expected = (u - model(window.A(u), window)).square().flatten(1).mean(1)
+    torch.testing.assert_close(found, expected)
+
+
 def test_bound_dims_what_became_brighter():
     r"""A T x is dimmed to beta |A x|, T x by the same number, and that number has no gradient."""
     physics, model = Dense(), Linear()
