@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import deepinv as dinv
 import pytest
 import torch
 from deepinv.physics import Denoising, GaussianNoise
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from deepinv_astro.datasets import SyntheticSurvey
 from deepinv_astro.identifiability import mode_visibility
 from deepinv_astro.loss import (
     FrameSplit,
@@ -17,6 +20,8 @@ from deepinv_astro.loss import (
     temporal_metric,
     without_temporal_mean,
 )
+from deepinv_astro.models import MarginalPilot, SmallUNet, UnrolledADI
+from deepinv_astro.optim import Marginal
 from deepinv_astro.physics import ADI
 from deepinv_astro.testing import (
     assert_loss_double,
@@ -369,3 +374,36 @@ def test_errors_name_the_remedy(rng: torch.Generator) -> None:
         frame_subset(Denoising(), HELD)
     with pytest.raises(ValueError, match="frames is empty"):
         frame_subset(physics, HELD[:0])
+
+
+@pytest.mark.filterwarnings("ignore:non_blocking_transfers")
+def test_trainer_trains_a_network_on_a_survey() -> None:
+    """The whole chain: simulated stars, splits by blocks, whitening, network, deepinv's Trainer."""
+    survey = SyntheticSurvey.small(4, img_size=(21, 19), frames=10)
+    physics = ADI((1, 21, 19), torch.zeros(10), filter=torch.ones(1, 1), gain=torch.ones(10))
+    torch.manual_seed(0)
+    pilot = MarginalPilot(Marginal(iterations=(3, 4)))
+    model = UnrolledADI(pilot, [SmallUNet(4)] * 2)
+    before = [value.detach().clone() for value in model.parameters()]
+    rng = torch.Generator().manual_seed(0)
+    trainer = dinv.Trainer(
+        model=model,
+        physics=physics,
+        epochs=2,
+        losses=FrameSplittingLoss(block=2, metric=temporal_metric, rng=rng),
+        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        device="cpu",
+        save_path=None,
+        train_dataloader=DataLoader(survey, batch_size=2),
+        online_measurements=False,
+        metrics=[],
+        verbose=False,
+        show_progress_bar=False,
+    )
+    trained = trainer.train()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(moved)
+    item = survey[0]
+    physics.update(**{name: value[None] for name, value in item["params"].items()})
+    image = trained.eval()(item["y"][None], physics)
+    assert bool(torch.isfinite(image).all())
