@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import astropy.units as u
 import numpy as np
@@ -16,6 +16,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, Ellipse
 from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from deepinv_astro.identifiability import Identifiability
 
 Map = NDArray[Any]
 
@@ -382,3 +385,48 @@ def quicklook(
     if title:
         figure.suptitle(title)
     return [axes[name] for name in names]
+
+
+def draw_identifiability(
+    axes: Sequence[Axes], result: Identifiability, labels: Sequence[str] = ()
+) -> None:
+    """
+    Spectra of an operator alone and with transformations, and what stays unseen.
+
+    :param axes: the first for the spectra; one image that stays unseen is drawn on each of the others.
+    :param Identifiability result: of :func:`~deepinv_astro.identifiability.identify`.
+    :param labels: of both curves; default from the result.
+
+    >>> import torch
+    >>> from deepinv.physics import Inpainting
+    >>> from deepinv.transform import Reflect
+    >>> from deepinv_astro.identifiability import identify
+    >>> physics = Inpainting((1, 2, 3), mask=torch.tensor([[[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]]))
+    >>> result = identify(physics, torch.zeros(1, 1, 2, 3), Reflect(dim=[-1]))
+    >>> axes = Figure().subplots(1, 2)
+    >>> draw_identifiability(axes, result)
+    >>> axes[0].get_xlabel(), len(axes[1].images)
+    ('direction', 1)
+    """
+    names = labels or ("operator alone", f"with {result.transform}")
+    curves = [(result.alone, "o", "0.45")]
+    if result.joint is not None:
+        curves.append((result.joint, "-", "C0"))
+    for (spectrum, style, color), name in zip(curves, names, strict=False):
+        place = np.cumsum(spectrum.counts.cpu().numpy())
+        share = spectrum.values.cpu().numpy() / spectrum.largest
+        label = f"{name}: {spectrum.rank(result.floor):.0f} of {spectrum.size:.0f}"
+        axes[0].plot(place, share, style, color=color, markersize=3, label=label)
+    axes[0].axhline(result.floor, color="black", linestyle=":", linewidth=1)
+    axes[0].set_yscale("log")
+    axes[0].set_ylim(result.floor / 300, 2)
+    axes[0].set_xlabel("direction")
+    axes[0].set_ylabel("eigenvalue / largest")
+    axes[0].legend(loc="lower left", fontsize="small")
+    for number, other in enumerate(axes[1:]):
+        other.set_axis_off()
+        if number < len(result.null_images):
+            image = result.null_images[number].mean(0).cpu().numpy()
+            top = float(np.abs(image).max())
+            other.imshow(image, origin="lower", cmap=SIGNED, norm=Normalize(-top, top))
+            other.set_title(f"unseen {number + 1}", fontsize="small")

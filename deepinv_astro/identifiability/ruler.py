@@ -34,6 +34,8 @@ SAME = 0.05
 FEW = 0.02
 #: Visibility of an image below which it is said not to be identifiable.
 UNSEEN = 0.01
+#: Visibility below which it is said to be weakly identifiable.
+WEAK = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,8 @@ class Identifiability:
 
     @property
     def verdict(self) -> str:
-        """One or two sentences: what can be learned."""
-        sentences = [_verdict(self)]
-        if self.visibility_alone is not None:
-            best = self.visibility_alone
-            if self.visibility_transformed is not None:
-                best = torch.maximum(best, self.visibility_transformed)
-            lost = [str(n) for n, v in enumerate(best.tolist()) if v < UNSEEN]
-            if lost:
-                which = f"image {lost[0]}" if len(lost) == 1 else f"images {', '.join(lost)}"
-                sentences.append(f"Not identifiable: {which} (visibility below {UNSEEN:g}).")
-        return " ".join(sentences)
+        """Sentences: what can be learned, and which of the given images can not."""
+        return " ".join([_verdict(self), *_about_images(self)])
 
     def __str__(self) -> str:
         n = self.alone.size
@@ -140,15 +133,30 @@ def _verdict(result: Identifiability) -> str:
         return f"{name} commutes with this operator: training with it adds no information. {rest}"
     if result.found < FEW:
         return (
-            f"{name} keeps what this operator does not see out of its sight (it commutes with what "
-            f"is lost): training with it adds no information. {rest}"
+            f"{name} maps what this operator does not see onto itself, as transforms that commute "
+            f"with it do: training with it adds no information. {rest}"
         )
-    if left < FEW * n:
+    if result.found > 1 - FEW:
         return f"{name} makes visible what this operator does not see: all is identifiable."
-    return (
-        f"{name} makes {result.found:.0%} of what this operator does not see visible; the rest is "
-        f"not identifiable: {rest}"
-    )
+    return f"{name} makes {result.found:.0%} of what this operator does not see visible. {rest}"
+
+
+def _about_images(result: Identifiability) -> list[str]:
+    """Sentences about the given images that are hardly seen."""
+    seen = result.visibility_alone
+    if seen is None:
+        return []
+    if result.visibility_transformed is not None:
+        seen = torch.maximum(seen, result.visibility_transformed)
+    sentences = []
+    for number, v in enumerate(seen.tolist()):
+        if v < UNSEEN:
+            sentences.append(f"Image {number} is not identifiable (visibility {v:.3f}).")
+        elif v < WEAK:
+            sentences.append(
+                f"Image {number} is weakly identifiable: visibility {v:.2f}, errors grow by {1 / v:.0f}."
+            )
+    return sentences
 
 
 def identify(

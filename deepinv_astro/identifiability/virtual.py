@@ -64,8 +64,8 @@ def draw_maps(
     """
     through = Through(through)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    if isinstance(draws, int) and draws < 1:
-        raise ValueError(f"`draws` must be 1 or more, got {draws}")
+    if not draws or (isinstance(draws, int) and draws < 1):
+        raise ValueError(f"`draws` must be 1 or more, or a list of parameters, got {draws}")
     given = [transform] if callable(transform) else list(transform)
     maps: list[Map] = []
     for one in given:
@@ -91,17 +91,23 @@ def _drawn(
     for part in own.modules():
         if isinstance(part, Transform):
             part.rng, part.n_trans = generator, 1
+        if hasattr(part, "choose"):  # deepinv's |, which chooses anew at each call
+            raise ValueError(_RANDOM)
     if isinstance(draws, int):
         parameters = [dict(own.get_params(like)) for _ in range(draws)]
     else:
         parameters = [dict(given) for given in draws]
 
-    def fixed(given: dict[str, Any]) -> Map:
+    def fixed(through: Through, given: dict[str, Any]) -> Map:
         if through is Through.INVERSE:
             return lambda x: own.inverse(x, **given)
         return lambda x: own.transform(x, **given)
 
-    return [fixed(given) for given in parameters]
+    _check(fixed(Through.FORWARD, parameters[0]), like)
+    return [fixed(through, given) for given in parameters]
+
+
+_RANDOM = "a transform is random at each call. Pass transforms joined by | as a list instead"
 
 
 def _check(one: Map, like: Tensor) -> None:
@@ -110,12 +116,10 @@ def _check(one: Map, like: Tensor) -> None:
     if first.shape != like.shape:
         raise ValueError(
             f"a transform turns images of shape {tuple(like.shape)} into {tuple(first.shape)}; it "
-            "must keep the shape. Transforms joined by + are passed as a list instead"
+            "must keep the shape. Pass transforms joined by + as a list instead"
         )
     if not torch.equal(first, second):
-        raise ValueError(
-            "a transform is random at each call. Transforms joined by | are passed as a list instead"
-        )
+        raise ValueError(_RANDOM)
 
 
 class Gram:
