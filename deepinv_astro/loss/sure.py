@@ -115,7 +115,7 @@ class SUREGaussianLoss(Loss):
         b = noise.sample(y, self.rng)
         size = root_mean_square(b)
         step = difference_step(y, size, self.tau) / torch.where(size > 0, size, 1)
-        jb = (physics.A(model(y + step * b, physics)) - h) / step
+        jb = derivative_along(b, step, h, y, physics, model)
         error = mean_product(y - h, self._weighted(y - h))
         return error - self._trace(noise, y) + 2 * mean_product(self._weighted(b), jb)
 
@@ -238,7 +238,7 @@ class SUREPoissonGaussianLoss(Loss):
 
         b = random_signs(y, self.rng)
         step = difference_step(y, size, self.tau)
-        jb = (physics.A(model(y + step * b, physics)) - h) / step
+        jb = derivative_along(b, step, h, y, physics, model)
         probes = self._weighted(v * b)
         error = mean_product(y - h, self._weighted(y - h))
         value = error - mean_product(probes, b) + 2 * mean_product(probes, jb)
@@ -329,6 +329,14 @@ def difference_step(y: Tensor, size: Tensor, tau: float, power: float = 1.0) -> 
     info = torch.finfo(y.dtype)
     floor = (_ROUNDINGS * info.eps) ** power * largest
     return torch.maximum(tau * size, floor).clamp_min(info.tiny**power)
+
+
+def derivative_along(
+    b: Tensor, step: Tensor, h: Tensor, y: Tensor, physics: Physics, model: Module
+) -> Tensor:
+    r""":math:`J b`, :math:`J = \partial A f / \partial y`, from a finite step; ``h`` is :math:`A f(y)`."""
+    moved: Tensor = physics.A(model(y + step * b, physics))
+    return (moved - h) / step
 
 
 def random_signs(like: Tensor, generator: torch.Generator | None) -> Tensor:

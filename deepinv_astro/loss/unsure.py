@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from deepinv_astro.loss.covariances import CovarianceFamily, RegionVariances
-from deepinv_astro.loss.sure import difference_step, mean_product, random_signs
+from deepinv_astro.loss.sure import derivative_along, difference_step, mean_product, random_signs
 
 __all__ = [
     "NoiseEstimate",
@@ -148,7 +148,7 @@ class UNSURELoss(Loss):
         scale = self.family.scale(eta, data)
         size = torch.where(torch.isinf(scale), 0, scale).expand_as(data)
         step = difference_step(data, root_of_mean(size), self.tau)
-        jb = (physics.A(model(y + step * b, physics)) - h) / step
+        jb = derivative_along(b, step, h, y, physics, model)
         probe = self.family.apply_to(eta, b, data)
         weight = 1 / self.family.scale(ceiling / 4, data) if self.normalized else 1.0
         value = mean_product(y - h, weight * (y - h)) + mean_product(weight * probe, 2 * jb - b)
@@ -274,7 +274,7 @@ def estimate_noise(
     halves = [torch.zeros_like(y), torch.zeros_like(y)]
     for number in range(probes):
         b = random_signs(y, generator)
-        jb = (physics.A(model(y + step * b, physics)) - h) / step
+        jb = derivative_along(b, step, h, y, physics, model)
         halves[number % 2] += 2 * b * jb / probes
     model.train(training)
     flat = halves[0].reshape(-1, 1, *y.shape[-2:])
