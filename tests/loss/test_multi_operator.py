@@ -7,6 +7,7 @@ import copy
 import deepinv as dinv
 import pytest
 import torch
+from deepinv.loss import MCLoss
 from deepinv.physics import Denoising, Physics, StackedLinearPhysics, ZeroNoise
 from deepinv.physics.generator import PhysicsGenerator
 from deepinv.transform import Shift
@@ -216,6 +217,12 @@ def test_laws():
     assert_loss_quiet(losses[0], physics, Bent(), x)
     assert_validation_quiet(losses[0], physics, Bent(), x)
     assert_loss_double(losses[0], physics, Bent(), x)
+
+
+@pytest.mark.filterwarnings("default")  # of deepinv's trainer
+def test_trainer_of_deepinv_takes_it(train):
+    """The PSF of each image comes with the data, and another image's is tried."""
+    train([MCLoss(), MultiOperatorLoss(exchanged("filter"))])
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import deepinv as dinv
 import pytest
 import torch
 from deepinv.loss import MCLoss
 from deepinv.physics import Denoising, LinearPhysics, ZeroNoise
 from deepinv.transform import Rotate, Shift, Transform
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
 from deepinv_astro.loss import (
@@ -273,50 +271,9 @@ def test_laws():
     assert_loss_double(_loss(), physics, Bent(), x)
 
 
-class _Measured(Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, n):
-        x = _random(n, 1, 9, 8).float()
-        psf = _random(n + 10, 1, 3, 3, low=0.0).float()
-        return {"x": x, "y": Blur((1, 9, 8), psf).A(x[None])[0], "params": {"filter": psf}}
-
-
-class _Network(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
-
-    def forward(self, y, physics, **kwargs):
-        return self.layer(physics.A_adjoint(y))
-
-
 @pytest.mark.filterwarnings("default")  # of deepinv's trainer
-def test_trainer_of_deepinv_takes_it(tmp_path):
-    torch.manual_seed(0)
-    network = _Network()
-    before = network.layer.weight.detach().clone()
-    noise = HeteroscedasticNoise(0.1)
-    trainer = dinv.Trainer(
-        model=network,
-        physics=Blur((1, 9, 8), torch.ones(1, 1), noise_model=noise),
-        optimizer=torch.optim.SGD(network.parameters(), lr=1e-2),
-        train_dataloader=DataLoader(_Measured(), batch_size=2),
-        eval_dataloader=DataLoader(_Measured(), batch_size=2),
-        losses=[EquivariantSplittingLoss(Shift(), consistency=SUREGaussianLoss())],
-        metrics=None,
-        compute_eval_losses=True,
-        epochs=1,
-        save_path=str(tmp_path),
-        device="cpu",
-        non_blocking_transfers=False,
-        verbose=False,
-        show_progress_bar=False,
-    )
-    trainer.train()
-    assert not torch.equal(before, network.layer.weight)
-    assert len(trainer.eval_loss_history["EquivariantSplittingLoss"]) == 1
+def test_trainer_of_deepinv_takes_it(train):
+    train([EquivariantSplittingLoss(Shift(), consistency=SUREGaussianLoss())])
 
 
 def _called(loss, model, y):
