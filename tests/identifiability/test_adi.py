@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from deepinv_astro.identifiability.adi import mode_visibility, visibility
+from deepinv_astro.identifiability.adi import (
+    angular_harmonics,
+    measured_mode_visibility,
+    mode_visibility,
+    visibility,
+)
+from deepinv_astro.identifiability.projections import remove_components
 from deepinv_astro.io import read_sequence
 from deepinv_astro.physics import ADI
 
@@ -79,3 +85,62 @@ def test_extremes_and_wavelengths(rng):
     assert float(found[1]) == 0
     assert float(found[2]) == pytest.approx(0.5, abs=1e-9)
     assert 0 < float(found[0]) < 0.3
+
+
+def test_operator_and_closed_form_agree_for_beta_pictoris(data_root):
+    folder = data_root / "naco_betapic"
+    seq = read_sequence(*(folder / f"naco_betapic_{p}.fits" for p in ("cube", "pa")))
+    angles = seq.angles.double()
+    physics = ADI((1, 61, 64), angles, center=(29.4, 33.1), dtype=torch.float64)
+    found = measured_mode_visibility(physics, 6)
+    torch.testing.assert_close(found, mode_visibility(angles, 6), atol=1e-4, rtol=0)
+    stated = torch.tensor([0.0, 0.166, 0.535, 0.849, 0.965], dtype=torch.float64)
+    torch.testing.assert_close(found[:5], stated, atol=1e-3, rtol=0)
+
+
+def test_modes_through_a_short_detector_differ_and_principal_components_lower_them(rng):
+    angles = torch.tensor([-31.0, -3.0, 11.0, 40.0, 62.0, 65.0], dtype=torch.float64)
+    closed = mode_visibility(angles, 5)
+    short = ADI(
+        (1, 40, 40), angles, detector_size=(40, 24), center=(20.0, 5.0), dtype=torch.float64
+    )
+    assert float((measured_mode_visibility(short, 5) - closed).abs().max()) > 0.02
+    physics = ADI((1, 40, 40), angles, dtype=torch.float64)
+    speckles = torch.randn(6, 40, 40, generator=rng, dtype=torch.float64)
+    fewer = measured_mode_visibility(physics, 5, projection=remove_components(speckles, 2))
+    assert (fewer[1:] < closed[1:]).all()
+    ring = measured_mode_visibility(physics, 3, radius=9.0, width=1.5)
+    torch.testing.assert_close(ring, closed[:3], atol=1e-3, rtol=0)
+    two = ADI((2, 40, 40), angles)
+    assert measured_mode_visibility(two, 3).dtype == torch.float32
+    torch.testing.assert_close(
+        measured_mode_visibility(two, 3).double(), closed[:3], atol=1e-3, rtol=0
+    )
+    for wrong in ({"modes": 0}, {"radius": -1.0}, {"width": 0.0}):
+        with pytest.raises(ValueError, match="positive `radius`"):
+            measured_mode_visibility(physics, **wrong)
+
+
+def test_harmonics_are_orthogonal_and_turn_into_each_other():
+    x = angular_harmonics([0, 1, 2, 3], (41, 43), (20.0, 21.0), 10.0, 2.0)
+    assert float(x[1, 0].abs().max()) == 0
+    flat = torch.cat([x[0], x[1, 1:]]).flatten(1)
+    products = flat @ flat.mT / flat.square().sum(1).mean()
+    assert float((products - products.diag().diag()).abs().max()) < 1e-3
+    turned = torch.rot90(x[..., 1:-1].narrow(-1, 0, 41), 1, (-2, -1))
+    torch.testing.assert_close(turned[0, 2], -x[0, 2, :, 1:-1])
+
+
+def test_visibility_behind_transformations(rng):
+    physics = ADI((1, 11, 12), torch.tensor([0.0, 180.0]), dtype=torch.float64)
+    x = torch.rand(3, 1, 11, 12, generator=rng, dtype=torch.float64)
+    maps = [lambda x: x, lambda x: 2 * x.roll((1, 2), (-2, -1))]
+    seen, whole = 0, 0
+    for t in maps:
+        y = physics.A(t(x))
+        seen = seen + (y - y.mean(2, keepdim=True)).square().flatten(1).sum(1)
+        whole = whole + y.square().flatten(1).sum(1)
+    torch.testing.assert_close(visibility(x, physics, maps), seen / whole)
+    torch.testing.assert_close(
+        visibility(x, physics, projection=lambda y: y / 2), torch.full((3,), 0.25).double()
+    )
