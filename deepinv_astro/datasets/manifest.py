@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from deepinv_astro.io import SequenceError, read_sequence, write_json
-from deepinv_astro.io.arrays import open_fits
-from deepinv_astro.io.dialects import get_dialect
+from deepinv_astro.io.arrays import open_fits, read_image
+from deepinv_astro.io.dialects import AnglesUnit, get_dialect
 from deepinv_astro.io.files import existing_file
 from deepinv_astro.io.header import as_pixel_scale
 from deepinv_astro.io.sequence import Sequence
+from deepinv_astro.io.vectors import read_angles
 
 __all__ = [
     "MANIFEST_NAMES",
@@ -188,8 +189,8 @@ def check_manifest(entries: Iterable[ManifestEntry], deep: bool = False) -> tupl
     What is missing or broken, one sentence for each file or target.
 
     :param entries: the targets.
-    :param bool deep: read all files, rather than see that they are there and the cubes' headers are
-        right.
+    :param bool deep: read the frames too; else the headers of the cubes, the angles and the PSFs are
+        read.
     :return: sentences with the names of the files; empty if all is well.
     """
     problems = []
@@ -211,18 +212,21 @@ def listed(where: str, problems: Iterable[str]) -> str:
 
 
 def _problems(entry: ManifestEntry) -> list[str]:
+    """What is seen without reading the frames."""
     problems = []
+    frames = None
     for role in _PATHS:
         path = getattr(entry, role)
         if path is None:
             continue
         try:
             file = existing_file(path, role)
-            if role == "cube" and entry.shape()[1] < 2:
-                problems.append(f"{file}: found one frame; expected a sequence.")
+            if role == "cube":
+                frames = entry.shape()[1]
+            elif role == "angles" and frames is not None:
+                read_angles(file, frames, AnglesUnit.AUTO, [])
             elif role == "psf":
-                with open_fits(file):
-                    pass
+                read_image(file, "psf", lambda n: 2 <= n <= 4, "an image of 2 to 4 dimensions")
         except SequenceError as error:
             problems.append(str(error))
     return problems

@@ -239,7 +239,11 @@ def _center(sequence: Sequence, entry: ManifestEntry) -> tuple[float, ...]:
     """The star as given, or from the symmetry of the halo."""
     if sequence.center is not None:
         return sequence.center
-    found = estimate_center(sequence.y[0].nanmean((0, 1)))
+    try:
+        found = estimate_center(sequence.y[0].nanmean((0, 1)))
+    except ValueError as error:
+        remedy = "give the star's `center` in the manifest or in the header"
+        raise SequenceError(str(entry.cube), str(error), "a halo about its star", remedy) from error
     logger.warning(
         "%s: the star's position is not given; estimated row %.2f, column %.2f",
         entry.cube, found.row, found.column,

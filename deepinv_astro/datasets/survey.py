@@ -259,9 +259,18 @@ class SyntheticSurvey(ImageDataset):
             center=center,
             pixel_scale=27.19 * u.mas,
             unit=u.ct,
-            target=f"{self.part.value}-{index:06d}",
+            target=self.name(index),
             provenance=(f"Simulated: survey {self.seed}, {self.part.value}, target {index}.",),
         )
+
+    def name(self, index: int) -> str:
+        """
+        Name of a target.
+
+        :param int index: of the target.
+        :return: such as ``"train-000003"``.
+        """
+        return f"{self.part.value}-{index % self.n:06d}"
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """
