@@ -9,9 +9,8 @@ from deepinv_astro.testing.losses import (
     assert_loss_double,
     assert_loss_quiet,
     assert_loss_state_restored,
-    assert_unbiased,
+    assert_operator_untouched,
     assert_validation_quiet,
-    measurement_risk,
 )
 from deepinv_astro.testing.operators import (
     assert_adjoint,
@@ -23,6 +22,7 @@ from deepinv_astro.testing.operators import (
     assert_state_restored,
     dense_matrix,
 )
+from deepinv_astro.testing.risk import assert_unbiased, measurement_risk
 from deepinv_astro.testing.transforms import (
     assert_inverse,
     assert_neutral,
@@ -43,6 +43,7 @@ __all__ = [
     "assert_loss_quiet",
     "assert_loss_state_restored",
     "assert_neutral",
+    "assert_operator_untouched",
     "assert_parameters_per_image",
     "assert_reproducible",
     "assert_state_restored",

@@ -14,6 +14,7 @@ from deepinv_astro.testing import (
     assert_loss_double,
     assert_loss_quiet,
     assert_loss_state_restored,
+    assert_operator_untouched,
     assert_validation_quiet,
 )
 
@@ -292,6 +293,7 @@ def test_laws():
     assert_loss_state_restored(_loss(), _loss(0.3), physics, Bent(), x)
     assert_loss_quiet(_loss(), physics, Bent(), x)
     assert_validation_quiet(_loss(), physics, Bent(), x)
+    assert_operator_untouched(_loss(), physics, Bent(), x)
     assert_loss_double(_loss(), physics, Bent(), x)
 
 

@@ -18,6 +18,7 @@ from deepinv_astro.testing import (
     assert_loss_double,
     assert_loss_quiet,
     assert_loss_state_restored,
+    assert_operator_untouched,
     assert_validation_quiet,
 )
 
@@ -216,6 +217,7 @@ def test_laws():
     assert_loss_state_restored(*losses, physics, Bent(), x)
     assert_loss_quiet(losses[0], physics, Bent(), x)
     assert_validation_quiet(losses[0], physics, Bent(), x)
+    assert_operator_untouched(losses[0], physics, Bent(), x)
     assert_loss_double(losses[0], physics, Bent(), x)
 
 

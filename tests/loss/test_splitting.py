@@ -24,6 +24,7 @@ from deepinv_astro.testing import (
     assert_loss_double,
     assert_loss_quiet,
     assert_loss_state_restored,
+    assert_operator_untouched,
     assert_unbiased,
     assert_validation_quiet,
     dense_matrix,
@@ -268,6 +269,7 @@ def test_laws():
     assert_loss_state_restored(_loss(), other, physics, Bent(), x)
     assert_loss_quiet(_loss(), physics, Bent(), x)
     assert_validation_quiet(_loss(), physics, Bent(), x)
+    assert_operator_untouched(_loss(), physics, Bent(), x)
     assert_loss_double(_loss(), physics, Bent(), x)
 
 

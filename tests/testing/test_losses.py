@@ -12,6 +12,7 @@ from deepinv_astro.testing import (
     assert_loss_double,
     assert_loss_quiet,
     assert_loss_state_restored,
+    assert_operator_untouched,
     assert_unbiased,
     assert_validation_quiet,
 )
@@ -197,3 +198,24 @@ def test_single_precision_is_seen(where):
     message = "is torch.float32 for" if where == "output" else "in double precision the gradient"
     with pytest.raises(AssertionError, match=message):
         assert_loss_double(Single(), PHYSICS, Shrink(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda physics: physics.noise_model.sigma.mul_(2),
+        lambda physics: physics.update(sigma=physics.noise_model.sigma.clone()),
+        lambda physics: physics.register_buffer("gain", torch.ones(1)),
+    ],
+    ids=["value", "object", "new"],
+)
+def test_operator_that_is_touched(touch):
+    class Touching(Sure):
+        def forward(self, x_net, x, y, physics, model, **kwargs):
+            touch(physics)
+            return super().forward(x_net, x, y, physics, model, **kwargs)
+
+    physics, x = Denoising(GaussianNoise(SIGMA)), torch.ones(2, 1, 4, 3)
+    assert_operator_untouched(Sure(), physics, Shrink(), x)
+    with pytest.raises(AssertionError, match=r"the loss changes (noise_model\.sigma|gain) of"):
+        assert_operator_untouched(Touching(), physics, Shrink(), x)
