@@ -3,14 +3,17 @@ r"""Images turned or stretched about a point, by cubic B-splines, with the exact
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from deepinv_astro.physics.functional.interpolation import (
     SplineGrid,
     SplineSampler,
     spline_prefilter_response,
+    spline_weights,
 )
 from deepinv_astro.physics.functional.scaling import Continuation
 
@@ -113,6 +116,63 @@ def _fold(y: Tensor, size: int, dim: int) -> Tensor:
     return first + torch.cat([edge, y.narrow(dim, size, inner).flip(dim), edge], dim)
 
 
+class _LookUp:
+    """Spline sampling of periodic coefficients ``(B, C, *grid)`` by four bilinear look-ups.
+
+    Two taps of a cubic B-spline amount to one linear interpolation between them, see
+    :class:`~deepinv_astro.physics.functional.resampling.SplineLookup`. This one is in double
+    precision, so that integer positions give the pixels.
+    """
+
+    def __init__(self, positions: Tensor, grid: tuple[int, int]):
+        self.grid = grid
+        below = positions.detach().floor()
+        weight = spline_weights(positions.detach() - below)
+        lower, upper = weight[..., :2].sum(-1), weight[..., 2:].sum(-1)
+        # of the coefficients with one more line before them and two more after them
+        places = below + weight[..., 1] / lower, below + 2 + weight[..., 3] / upper
+        span = positions.new_tensor([n + 2 for n in grid]).view(2, 1, 1)
+        rows, columns = zip(*((2 * place / span - 1).unbind(1) for place in places), strict=True)
+        self.corners = [[torch.stack([c, r], -1) for c in columns] for r in rows]
+        self.share = upper.unbind(1)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Samples ``(B, C, H, W)``."""
+        wrapped = image.double()
+        for dim in (-2, -1):
+            n = wrapped.shape[dim]
+            index = torch.arange(-1, n + 2, device=image.device).remainder(n)
+            wrapped = wrapped.index_select(dim, index)
+        rows, columns = (share[:, None] for share in self.share)
+
+        def along_columns(pair: list[Tensor]) -> Tensor:
+            left, right = (grid_sample(wrapped, g, align_corners=True) for g in pair)
+            return torch.lerp(left, right, columns)
+
+        upper, lower = map(along_columns, self.corners)
+        return torch.lerp(upper, lower, rows).to(image.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map or its transpose: closed under differentiation."""
+
+    @staticmethod
+    def forward(vector: Tensor, look_up: _LookUp, transposed: bool) -> Tensor:
+        if not transposed:
+            return look_up(vector)
+        with torch.enable_grad():
+            image = vector.new_zeros(*vector.shape[:2], *look_up.grid, requires_grad=True)
+            return torch.autograd.grad(look_up(image), image, vector)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.look_up, ctx.transposed = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Linear.apply(grad, ctx.look_up, not ctx.transposed), None, None
+
+
 class AffineSampler:
     r"""Images read on a grid that is turned or stretched about a point, and the exact transpose.
 
@@ -163,11 +223,19 @@ class AffineSampler:
             self.outside = ((position < -0.5) | (position > last + 0.5)).any(1, keepdim=True)
         period = center.new_tensor(self.grid)[:, None, None]
         self.positions = position.remainder(period)
+        self.look_up = _LookUp(self.positions, self.grid)
 
-    def _sampler(self, like: Tensor) -> SplineSampler:
-        everywhere = (math.inf, math.inf)
-        grid = SplineGrid(self.grid, (-math.inf, -math.inf), everywhere, False, like.dtype)
-        return SplineSampler(self.positions, grid, keep=not self.positions.requires_grad)
+    def _read(self, image: Tensor, transposed: bool) -> Tensor:
+        """Samples of the periodic coefficients, or the transpose of that."""
+        if not self.positions.requires_grad:
+            return _Linear.apply(image, self.look_up, transposed)
+        ends = (-math.inf, -math.inf), (math.inf, math.inf)
+        grid = SplineGrid(self.grid, *ends, False, image.dtype)
+        sampler = SplineSampler(self.positions, grid, keep=False)
+        channels = [
+            (sampler.adjoint if transposed else sampler.forward)(c) for c in image.unbind(1)
+        ]
+        return torch.stack(channels, dim=1)
 
     def _filtered(self, image: Tensor) -> Tensor:
         """Spline coefficients of the filtered image; this map is symmetric."""
@@ -178,16 +246,13 @@ class AffineSampler:
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform images ``(B, C, H, W)``."""
-        coefficients = self._filtered(_extend(_extend(x, -2), -1))
-        sampler = self._sampler(x)
-        y = torch.stack([sampler.forward(c) for c in coefficients.unbind(1)], dim=1)
+        y = self._read(self._filtered(_extend(_extend(x, -2), -1)), transposed=False)
         return y if self.outside is None else y.masked_fill(self.outside, 0.0)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Transpose of :meth:`forward`."""
-        sampler = self._sampler(y)
         if self.outside is not None:
             y = y.masked_fill(self.outside, 0.0)
-        spread = torch.stack([sampler.adjoint(c) for c in y.unbind(1)], dim=1)
+        spread = self._read(y, transposed=True)
         height, width = self.size
         return _fold(_fold(self._filtered(spread), height, -2), width, -1).contiguous()
