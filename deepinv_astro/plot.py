@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import astropy.units as u
@@ -430,3 +430,53 @@ def draw_identifiability(
             top = float(np.abs(image).max())
             other.imshow(image, origin="lower", cmap=SIGNED, norm=Normalize(-top, top))
             other.set_title(f"unseen {number + 1}", fontsize="small")
+
+
+def draw_adi_visibility(
+    axes: Sequence[Axes],
+    modes: Sequence[Mapping[str, float]],
+    reach: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """
+    What angular differential imaging sees of angular modes and of point sources.
+
+    :param axes: two: for the modes, and for the separations.
+    :param modes: entries with ``mode``, ``visibility`` and perhaps ``measured``.
+    :param reach: entries with ``separation_px`` and ``point_visibility``.
+
+    >>> axes = Figure().subplots(1, 2)
+    >>> modes = [{"mode": 0, "visibility": 0.0}, {"mode": 1, "visibility": 0.2, "measured": 0.2}]
+    >>> draw_adi_visibility(axes, modes)
+    >>> len(axes[0].patches), axes[1].get_visible()
+    (2, False)
+    """
+    left, right = axes
+    left.bar(
+        [m["mode"] for m in modes], [m["visibility"] for m in modes], color="0.75", label="angles"
+    )
+    known = [m for m in modes if "measured" in m]
+    if known:
+        left.plot(
+            [m["mode"] for m in known],
+            [m["measured"] for m in known],
+            "o",
+            color="C0",
+            label="operator",
+        )
+    left.annotate(
+        "a face-on ring\nis invisible", (0.0, 0.0), (0.0, 0.3), ha="left", fontsize="small",
+        arrowprops={"arrowstyle": "->"},
+    )  # fmt: skip
+    left.set_xlabel("angular mode m")
+    left.set_ylabel("fraction of the energy seen")
+    left.set_ylim(0, 1.05)
+    left.legend(loc="lower right", fontsize="small")
+    right.set_visible(bool(reach))
+    if reach:
+        right.plot(
+            [r["separation_px"] for r in reach], [r["point_visibility"] for r in reach], "o-"
+        )
+        right.set_xlim(left=0)
+        right.set_ylim(0, 1.05)
+        right.set_xlabel("separation of a point source (pixels)")
+        right.set_ylabel("fraction of the energy seen")

@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepinv_astro.identifiability import mode_visibility, visibility
+from deepinv_astro.identifiability import (
+    measured_mode_visibility,
+    mode_visibility,
+    visibility,
+)
 from deepinv_astro.physics.functional.points import point_image
 
 if TYPE_CHECKING:
@@ -78,10 +82,17 @@ def reach(sequence: Sequence, physics: ADI, fwhm: float) -> list[Reach]:
     return rows
 
 
-def mode_list(angles: Tensor, modes: int = 11) -> list[dict[str, float]]:
-    """Visibility of each angular mode, for a report."""
+def mode_list(
+    angles: Tensor, modes: int = 11, physics: ADI | None = None
+) -> list[dict[str, float]]:
+    """Visibility of each angular mode, for a report; through the operator as well if it is given."""
     fractions = mode_visibility(angles.double(), modes).abs().tolist()
-    return [{"mode": m, "visibility": round(v, 6)} for m, v in enumerate(fractions)]
+    entries = [{"mode": m, "visibility": round(v, 6)} for m, v in enumerate(fractions)]
+    if physics is not None:
+        measured = measured_mode_visibility(physics, modes).tolist()
+        for entry, value in zip(entries, measured, strict=True):
+            entry["measured"] = round(value, 6)
+    return entries
 
 
 def rotation_warnings(sequence: Sequence, fwhm: float) -> list[str]:

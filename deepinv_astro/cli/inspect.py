@@ -55,8 +55,13 @@ def inspect(
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the same as JSON to this file.")
     ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="Draw what ADI can see into this file (PNG, PDF)."),
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the JSON file if it exists.")
+        bool,
+        typer.Option("--overwrite", help="Replace the JSON file and the figure if they exist."),
     ] = False,
 ) -> None:
     """Say what the files of a sequence hold, what ADI can see with them, and what looks wrong."""
@@ -68,8 +73,9 @@ def inspect(
             bad_pixels, transmission, wavelength, star_flux, star_flux_aperture, angles_unit, target,
         )  # fmt: skip
         files.check()
-        if json is not None:
-            check_writable(json, overwrite)
+        for path in (json, figure):
+            if path is not None:
+                check_writable(path, overwrite)
 
         from rich.console import Console
 
@@ -83,6 +89,9 @@ def inspect(
         if json is not None:
             write_json(json, facts, overwrite)
             typer.echo(f"Wrote {json}")
+        if figure is not None:
+            draw(figure, facts)
+            typer.echo(f"Wrote {figure}")
 
 
 def examine(sequence: Sequence) -> dict[str, Any]:
@@ -110,10 +119,13 @@ def examine(sequence: Sequence) -> dict[str, Any]:
     fwhm = None if sequence.psf is None else half_maximum_width(sequence.psf)
     used = sequence.center or (None if found is None else found[:2])
     rows: list[checks.Reach] = []
+    modes = checks.mode_list(sequence.angles)
     sign = None
     if fwhm is not None and used is not None:
         warnings += checks.rotation_warnings(sequence, fwhm)
-        rows = checks.reach(sequence, operator(sequence, used), fwhm)
+        physics = operator(sequence, used)
+        rows = checks.reach(sequence, physics, fwhm)
+        modes = checks.mode_list(sequence.angles, physics=physics)
         sign = sign_test(prepare(dataclasses.replace(sequence, center=used)))
         warnings += checks.sign_warnings(sign)
     arcsec = (
@@ -142,7 +154,7 @@ def examine(sequence: Sequence) -> dict[str, Any]:
             {**row._asdict(), "separation_arcsec": None if arcsec is None else arcsec * row[0]}
             for row in rows
         ],
-        "visibility": checks.mode_list(sequence.angles),
+        "visibility": modes,
         "unconstrained": checks.UNCONSTRAINED,
         "provenance": sequence.provenance,
         "warnings": warnings,
@@ -158,11 +170,27 @@ def show(console: Console, facts: dict[str, Any]) -> None:
         console.print("Give the PSF as third argument to see what ADI can see at each separation.")
     modes = "  ".join(f"{v['mode']}: {v['visibility']:.3f}" for v in facts["visibility"][:6])
     console.print(f"Fraction seen of angular mode m   {modes}", highlight=False)
+    if "measured" in facts["visibility"][0]:
+        modes = "  ".join(f"{v['mode']}: {v['measured']:.3f}" for v in facts["visibility"][:6])
+        console.print(f"  the same through the operator   {modes}", highlight=False)
     console.print(facts["unconstrained"], style="dim", highlight=False)
     for warning in facts["warnings"]:
         console.print(f"[bold yellow]Warning[/] {warning}", highlight=False)
     if not facts["warnings"]:
         console.print("[green]No warnings.[/]")
+
+
+def draw(path: Path, facts: dict[str, Any]) -> None:
+    """Write the figure of what ADI can see."""
+    from matplotlib.figure import Figure
+
+    from deepinv_astro.plot import draw_adi_visibility
+
+    canvas = Figure(figsize=(9.0, 3.6), layout="constrained")
+    draw_adi_visibility(canvas.subplots(1, 2), facts["visibility"], facts["reach"])
+    if facts["target"]:
+        canvas.suptitle(facts["target"])
+    canvas.savefig(path, dpi=150)
 
 
 def _summary(facts: dict[str, Any]) -> Table:

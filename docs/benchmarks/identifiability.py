@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import targets
 import torch
-from deepinv.physics import Downsampling, LinearPhysics
+from deepinv.physics import LinearPhysics
+from deepinv.physics.blur import bicubic_filter
 from deepinv.transform import Reflect, Shift
 from deepinv.transform import Scale as UpstreamScale
 from torch import Tensor
@@ -102,19 +103,15 @@ class Operators:
     """Operators and transformations by name; images live on a disc that rotation leaves alone."""
 
     def __init__(self, angles: Tensor):
-        n = PIXELS
-        self.like = torch.zeros(1, 1, n, n, dtype=F64)
-        r = torch.arange(n, dtype=F64) - n // 2
-        self.radius = torch.hypot(r[:, None], r)
-        size = (1, n, n)
+        size, star = (1, PIXELS, PIXELS), (1, PIXELS + 1, PIXELS + 1)
         psf = gaussian_psf((15, 15), 2 * 2 * math.sqrt(2 * math.log(2))).to(F64)
-        bicubic = Downsampling(size, filter="bicubic", factor=2, padding="circular")
+        bicubic = bicubic_filter(2)[0, 0].to(F64)
         self.physics: dict[str, Any] = {
             "blur, sigma 2 px": Blur(size, psf, dtype=F64),
             "x2, mean of 2 x 2": Blur(size, torch.ones(1, 1), factor=2, sampling="mean", dtype=F64),
-            "x2, bicubic": bicubic.to(F64),
-            "ADI": ADI(size, angles[::5], dtype=F64),
-            "ADI, PSF": ADI(size, angles[::5], gaussian_psf((9, 9), 2.5).to(F64), dtype=F64),
+            "x2, bicubic": Blur(size, bicubic / bicubic.sum(), factor=2, dtype=F64),
+            "ADI": ADI(star, angles[::5], dtype=F64),
+            "ADI, PSF": ADI(star, angles[::5], gaussian_psf((9, 9), 2.5).to(F64), dtype=F64),
         }
         self.transforms: dict[str, Any] = {
             "shift": Shift(),
@@ -133,16 +130,20 @@ class Operators:
         """The ruler on a pair."""
         adi = pair.operator.startswith("ADI")
         begin = time.perf_counter()
-        half = PIXELS // 2
+        n = (
+            PIXELS + adi
+        )  # reflections about the middle of an odd number of pixels are about the star
+        r = torch.arange(n, dtype=F64) - n // 2
+        away = torch.hypot(r[:, None], r)
         result = identify(
             self.physics[pair.operator],
-            self.like,
+            torch.zeros(1, 1, n, n, dtype=F64),
             self.transforms[pair.transform],
             projection=remove_mean if adi else None,
             draws=draws,
             # what is made twice as large must stay in the field
-            support=self.radius < (PIXELS / 4 if adi else PIXELS / 2),
-            images=angular_harmonics([0], (PIXELS, PIXELS), (half, half), 4.0, 1.0)[:1],
+            support=away < (n / 4 if adi else n / 2),
+            images=angular_harmonics([0], (n, n), (n // 2, n // 2), 4.0, 1.0)[:1],
             noise=noise,
             floor=FLOOR,
             name=pair.transform,
