@@ -175,9 +175,9 @@ class InclinationStretch(_AboutStar):
         >>> from deepinv_astro.transform import InclinationStretch
         >>> above = ring((41, 51), 15.0, 0.0, 0.0)[None, None]
         >>> side = InclinationStretch()(above, axis_ratio=0.5, position_angle=90.0)
-        >>> [int(image[0, 0, :, 25].argmax()) for image in (above, side)]  # along the rows
+        >>> [int(image[0, 0, :20, 25].argmax()) for image in (above, side)]  # along the rows
         [5, 12]
-        >>> [int(image[0, 0, 20].argmax()) for image in (above, side)]  # along the columns
+        >>> [int(image[0, 0, 20, :25].argmax()) for image in (above, side)]  # along the columns
         [10, 10]
     """
 
