@@ -12,6 +12,7 @@ from deepinv_astro.cli.calibrate import calibrate
 from deepinv_astro.cli.demo import demo
 from deepinv_astro.cli.inspect import inspect
 from deepinv_astro.cli.reconstruct import reconstruct
+from deepinv_astro.cli.simulate import simulate
 
 app = typer.Typer(
     name="deepinv-astro",
@@ -25,6 +26,7 @@ app.command("calibrate")(calibrate)
 app.command("demo")(demo)
 app.command("inspect")(inspect)
 app.command("reconstruct")(reconstruct)
+app.command("simulate")(simulate)
 
 
 def _show_version(wanted: bool) -> None:
