@@ -12,6 +12,7 @@ from deepinv_astro.cli.calibrate import calibrate
 from deepinv_astro.cli.demo import demo
 from deepinv_astro.cli.inspect import inspect
 from deepinv_astro.cli.reconstruct import reconstruct
+from deepinv_astro.cli.train import restore, train
 from deepinv_astro.cli.simulate import simulate
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app.command("calibrate")(calibrate)
 app.command("demo")(demo)
 app.command("inspect")(inspect)
 app.command("reconstruct")(reconstruct)
+app.command("restore")(restore)
+app.command("train")(train)
 app.command("simulate")(simulate)
 
 

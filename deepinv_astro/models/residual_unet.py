@@ -42,7 +42,8 @@ class ResidualUNet(nn.Module):
     :Examples:
 
         >>> import torch
-        >>> from deepinv_astro.models import ResidualUNet, Tikhonov
+        >>> from deepinv_astro.models.residual_unet import ResidualUNet
+        >>> from deepinv_astro.models.tikhonov import Tikhonov
         >>> from deepinv_astro.physics import Blur
         >>> physics = Blur((1, 12, 9), torch.full((3, 3), 1 / 9), boundary="valid")
         >>> y = torch.arange(70.0).view(1, 1, 10, 7)

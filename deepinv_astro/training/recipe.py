@@ -102,9 +102,7 @@ class Recipe:
         if self.equivariance:
             scale = Scale(LogUniform(*self.factors), "random", rng=rng)
             terms.append(
-                EquivariantLoss(
-                    scale, stop_gradient=True, weight=self.equivariance, margin=margin
-                )
+                EquivariantLoss(scale, stop_gradient=True, weight=self.equivariance, margin=margin)
             )
         return terms
 

@@ -55,7 +55,7 @@ def noise_level(images: Sequence[Tensor]) -> float:
 
         >>> import torch
         >>> rng = torch.Generator().manual_seed(0)
-        >>> y = torch.linspace(0, 50, 100).expand(1, 80, 100)
+        >>> y = torch.linspace(0, 50, 300).expand(1, 200, 300)
         >>> round(noise_level([y + 0.5 * torch.randn(y.shape, generator=rng)]), 2)
         0.5
     """
@@ -137,7 +137,9 @@ class Restoration(nn.Module):
             weight = self._best_weight(images, scale)
         state = torch.get_rng_state()
         torch.manual_seed(seed)
-        self.model = ResidualUNet(Tikhonov(weight), features=features, offset=level, scale=scale)
+        self.model = ResidualUNet(
+            Tikhonov(weight, norm=self._norm()), features=features, offset=level, scale=scale
+        )
         torch.set_rng_state(state)
         self.features = features
 
@@ -151,9 +153,7 @@ class Restoration(nn.Module):
         (rows, columns), r = self.psf.shape, self.factor
         size = (1, r * height + rows - 1, r * width + columns - 1)
         noise = GaussianNoise(self.noise, rng=torch.Generator().manual_seed(0))
-        return Blur(
-            size, self.psf, r, boundary="valid", sampling="mean", noise_model=noise
-        )
+        return Blur(size, self.psf, r, boundary="valid", sampling="mean", noise_model=noise)
 
     def seen(self, x: Tensor) -> Tensor:
         r"""The part of the sky that lies on the detector.
@@ -210,7 +210,7 @@ class Restoration(nn.Module):
         try:
             content = torch.load(path, weights_only=True)
             known = isinstance(content, dict) and content.get("format") == _FORMAT
-        except Exception as error:  # noqa: BLE001  torch raises anything on foreign files
+        except Exception as error:
             raise _foreign(path) from error
         if not known:
             raise _foreign(path)
@@ -222,6 +222,10 @@ class Restoration(nn.Module):
         )
         made.load_state_dict(content["state"])
         return made.eval()
+
+    def _norm(self) -> float:
+        """Bound of the squared norm of the operator."""
+        return float(self.psf.abs().sum()) ** 2 / self.factor**2
 
     def _best_weight(self, images: Sequence[Tensor], scale: float) -> float:
         """Weight of the linear reconstruction of least error on images scaled down."""
@@ -238,12 +242,10 @@ class Restoration(nn.Module):
         height, width = physics.img_size[1:]
         x = grid_crops(small, max(height, width), 8)
         x = x[..., :height, :width]
-        noise = torch.randn(
-            len(x), 1, size, size, generator=torch.Generator().manual_seed(0)
-        )
+        noise = torch.randn(len(x), 1, size, size, generator=torch.Generator().manual_seed(0))
         y, errors = physics.A(x) + self.noise * noise, []
         for weight in _WEIGHTS:
-            found = Tikhonov(weight * unit, iterations=30)(y, physics)
+            found = Tikhonov(weight * unit, 40, norm=self._norm())(y, physics)
             errors.append(float(self.seen(found - x).square().mean()))
         return _WEIGHTS[errors.index(min(errors))] * unit
 

@@ -86,7 +86,10 @@ class Training:
                     "give larger images or a smaller `crop`"
                 )
         self.model, self.physics, self.recipe, self.scale = model, physics, recipe, scale
-        self.train, self.validate = train, grid_crops(validate, recipe.crop, recipe.validation_crops)
+        self.train, self.validate = (
+            train,
+            grid_crops(validate, recipe.crop, recipe.validation_crops),
+        )
         self.rng = torch.Generator().manual_seed(seed)
         noise = physics.noise_model
         if getattr(noise, "rng", None) is not None:
@@ -212,11 +215,11 @@ class Training:
         # the first steps are forgotten sooner: they are far from what follows
         past = min(self.recipe.averaging, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-            for mean, value in pairs:
-                mean.lerp_(value, 1 - past)
-            for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                mean.copy_(value)
+            weights = zip(self.average.parameters(), self.model.parameters(), strict=True)
+            for mean, weight in weights:
+                mean.lerp_(weight, 1 - past)
+            for copied, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                copied.copy_(buffer)
         return loss.item()
 
     def objective(self, model: nn.Module, y: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ def star_field(seed: int, size: int = 224) -> Tensor:
         a = math.pi * u[3]
         along, across = math.cos(a) * x + math.sin(a) * y, math.cos(a) * y - math.sin(a) * x
         length = 1.0 + 4.0 * u[4] ** 2
-        image += peak * torch.exp(-((along**2 + (across / (0.3 + 0.7 * u[5])) ** 2).sqrt()) / length)
+        image += peak * torch.exp(
+            -((along**2 + (across / (0.3 + 0.7 * u[5])) ** 2).sqrt()) / length
+        )
     return image.clamp(max=1.0)[None]
 
 
@@ -266,7 +268,9 @@ def make_training(row: str, given: Problem, recipe: Recipe, seed: int) -> Traini
     )  # fmt: skip
 
 
-def score(row: str, given: Problem, recipe: Recipe, seed: int, part: str = "test") -> dict[str, Any]:
+def score(
+    row: str, given: Problem, recipe: Recipe, seed: int, part: str = "test"
+) -> dict[str, Any]:
     """PSNR of a row, and how its training went."""
     start, more = time.perf_counter(), dict[str, Any]()
     if row == "linear":
@@ -300,7 +304,11 @@ def score(row: str, given: Problem, recipe: Recipe, seed: int, part: str = "test
             "psnr": curve,
             "train seconds": round(training.history[-1].seconds, 1),
         }
-    return {"db": [round(v, 3) for v in values], "seconds": round(time.perf_counter() - start, 1), **more}
+    return {
+        "db": [round(v, 3) for v in values],
+        "seconds": round(time.perf_counter() - start, 1),
+        **more,
+    }
 
 
 # ---------------------------------------------------------------- runs

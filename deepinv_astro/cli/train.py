@@ -1,0 +1,292 @@
+"""``deepinv-astro train`` and ``restore``: deblurring and super-resolution without ground truth."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepinv_astro.cli.errors import heard_warnings, one_clear_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deepinv_astro.training import Recipe, Restoration, Training
+
+WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT = (
+    "weights.pt", "checkpoint.pt", "log.csv", "progress.png", "report.json",
+)  # fmt: skip
+#: Standard deviations of a Gaussian per FWHM, and how many of them a PSF made here reaches.
+_SIGMAS_PER_FWHM, _REACH = 0.42466, 3.5
+#: Pixels of the sky along a crop.
+_CROP = 48
+
+
+class Task(str, Enum):
+    """What the network learns."""
+
+    DEBLUR = "deblur"
+    SR = "sr"
+
+
+ImagesOption = Annotated[
+    Path, typer.Option("--images", help="Folder of measured images, FITS or PNG, of any size.")
+]
+PsfOption = Annotated[
+    str,
+    typer.Option(
+        "--psf",
+        metavar="FILE|FWHM",
+        help="PSF on the pixels of the result: a FITS image, or the FWHM of a Gaussian in those pixels.",
+    ),
+]
+
+
+def train(
+    images: ImagesOption,
+    psf: PsfOption,
+    task: Annotated[Task, typer.Option(help="deblur, or sr for a finer grid.")] = Task.DEBLUR,
+    factor: Annotated[
+        int | None, typer.Option(min=2, help="Pixels of the result per pixel, for sr. Default: 2.")
+    ] = None,
+    noise: Annotated[
+        str, typer.Option(metavar="SIGMA|auto", help="Standard deviation, unit of the images.")
+    ] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the results. Default: IMAGES_TASK, here."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was interrupted.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results that exist in the folder.")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=30, help="Most steps of the optimiser.")] = 1500,
+    crop: Annotated[
+        int | None,
+        typer.Option(min=8, help="Pixels along a crop. Default: 48, 48 / factor for sr."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of anything random.")] = 0,
+) -> None:
+    """Train a network on measured images alone; write its weights, a log and a picture."""
+    with one_clear_line():
+        from deepinv_astro.io.images import image_files
+
+        folder = output or Path(f"{images.resolve().name}_{task.value}")
+        level = _noise(noise)
+        finer = _factor(task, factor)
+        image_files(images)
+        width = _psf_width(psf)
+        _check_folder(folder, resume, overwrite)
+
+        from deepinv_astro.datasets.images import ImageFolder, held_out
+        from deepinv_astro.training import Recipe, Restoration, noise_level
+
+        files = ImageFolder(images)
+        everything = [files[i] for i in range(len(files))]
+        recipe = Recipe(steps=steps, crop=crop or _CROP // finer, warmup=min(20, steps // 10))
+        learned, held = held_out(everything, recipe.crop)
+        with heard_warnings() as doubts:
+            kernel = _psf(psf, width, everything, finer)
+        if level is None:
+            level = noise_level(learned)
+            typer.echo(f"Noise: {level:.4g} from second differences of the images.")
+            if finer > 1:
+                typer.echo(
+                    "Warning: what the sky has at the scale of a pixel counts as noise there; give "
+                    "--noise if you know it."
+                )
+        for doubt in doubts:
+            typer.echo(f"Warning: {doubt}")
+        restoration = Restoration(kernel, level, finer, learned, seed=seed)
+        training = _training(restoration, learned, held, recipe, seed)
+        if resume:
+            _continue(training, folder / CHECKPOINT)
+        settings = {
+            "task": task.value, "images": [str(f.path) for f in files.files], "psf": psf,
+            "noise": level, "factor": finer, "seed": seed, "recipe": dataclasses.asdict(recipe),
+        }  # fmt: skip
+        _run(training, restoration, held[0], folder, settings)
+
+
+def restore(
+    image: Annotated[Path, typer.Argument(help="Measured image, FITS or PNG.")],
+    weights: Annotated[Path, typer.Option("--weights", help="weights.pt of deepinv-astro train.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="FITS or PNG. Default: IMAGE_restored, here."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the result if it exists.")
+    ] = False,
+) -> None:
+    """Restore an image with trained weights; write FITS or PNG."""
+    with one_clear_line():
+        from deepinv_astro.io.atomic import check_free
+        from deepinv_astro.io.files import existing_file
+        from deepinv_astro.io.images import read_gray_image, write_gray_image
+
+        existing_file(image, "image")
+        existing_file(weights, "weights")
+        name = image.name.removesuffix(".gz").removesuffix(".fz")
+        suffix = ".png" if image.suffix.lower() == ".png" else ".fits"
+        target = check_free(out or Path(Path(name).stem + "_restored" + suffix), overwrite)
+        measured = read_gray_image(image)
+
+        import torch
+
+        from deepinv_astro.training import Restoration
+
+        restoration = Restoration.load(weights)
+        with torch.no_grad():
+            x = restoration(torch.from_numpy(measured.values).float()[None])[0].numpy()
+        write_gray_image(target, x, measured.header, restoration.factor, overwrite)
+        typer.echo(f"Wrote {target}")
+
+
+def _noise(text: str) -> float | None:
+    """The level that was given, or None for auto."""
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"`noise`: found {text!r}; expected a positive number or auto")
+    return value
+
+
+def _factor(task: Task, factor: int | None) -> int:
+    if task is Task.SR:
+        return factor or 2
+    if factor is not None:
+        raise ValueError(f"`factor`: found {factor} with task deblur; pass `task=sr`, or no factor")
+    return 1
+
+
+def _psf_width(text: str) -> float | None:
+    """The FWHM that was given, or None for a file, which must exist."""
+    from deepinv_astro.io.files import existing_file
+
+    try:
+        width = float(text)
+    except ValueError:
+        existing_file(text, "PSF")
+        return None
+    if not 0 <= width < 1000:
+        raise ValueError(f"FWHM of --psf: found {text}; expected pixels, or 0 for no blur")
+    return width
+
+
+def _psf(text: str, width: float | None, images: list[Tensor], factor: int) -> Tensor:
+    import math
+
+    import torch
+
+    from deepinv_astro.io.psf import read_psf
+    from deepinv_astro.physics.functional.psf_shapes import gaussian_psf
+
+    if width == 0:
+        return torch.ones(1, 1)
+    if width is not None:
+        side = 2 * math.ceil(_REACH * _SIGMAS_PER_FWHM * width) + 1
+        return gaussian_psf((side, side), width)
+    least = [factor * min(image.shape[axis] for image in images) for axis in (-2, -1)]
+    star = read_psf(Path(text), 1, (least[0], least[1]), [])
+    assert star is not None  # noqa: S101  a source was given
+    return torch.from_numpy(star.psf[0])
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    from deepinv_astro.io.atomic import check_free, check_writable
+
+    if resume:
+        if not (folder / CHECKPOINT).is_file():
+            raise ValueError(f"`resume`: found no {folder / CHECKPOINT}; start without it")
+        return
+    for name in (WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT):
+        check_free(folder / name, overwrite)
+    check_writable(folder / WEIGHTS, overwrite)
+
+
+def _training(
+    restoration: Restoration, learned: list[Tensor], held: list[Tensor], recipe: Recipe, seed: int
+) -> Training:
+    import functools
+
+    from deepinv_astro.training import Training
+
+    margin = max(restoration.psf.shape) // 2
+    return Training(
+        restoration.model,
+        restoration.physics(recipe.crop, recipe.crop),
+        learned,
+        held,
+        recipe,
+        losses=functools.partial(recipe.losses, margin=margin),
+        scale=float(restoration.model.scale),
+        seed=seed,
+    )
+
+
+def _continue(training: Training, path: Path) -> None:
+    import torch
+
+    try:
+        state = torch.load(path, weights_only=True)
+        training.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"`resume`: {path} is of another network or cannot be read; repeat the command that "
+            "wrote it, or start without it"
+        ) from error
+    typer.echo(f"Going on from step {training.step}.")
+
+
+def _run(
+    training: Training,
+    restoration: Restoration,
+    shown: Tensor,
+    folder: Path,
+    settings: dict[str, Any],
+) -> None:
+    import copy
+
+    from deepinv_astro.cli.progress import Stages
+    from deepinv_astro.io.atomic import atomic_path
+    from deepinv_astro.io.strict_json import to_json
+    from deepinv_astro.training.log import draw_restoration, write_history
+
+    best = copy.deepcopy(restoration)  # its network is the one that is trained
+
+    def log(now: Training) -> None:
+        write_history(folder / LOG, now.history)
+        best.model.load_state_dict(now.best)
+        best.save(folder / WEIGHTS, overwrite=True)
+        with atomic_path(folder / PICTURE, overwrite=True) as temporary:
+            draw_restoration(best, shown, now.history).savefig(temporary, dpi=100)
+
+    with Stages() as stages:
+        advance = stages.begin("training", training.recipe.steps)
+        advance(training.step)
+        training.run(folder / CHECKPOINT, advance, log)
+    log(training)
+    line = min(training.history, key=lambda v: v.validation)
+    content = {
+        **settings,
+        "steps": training.step,
+        "best_step": line.step,
+        "validation": line.validation,
+        "seconds": training.history[-1].seconds,
+    }
+    with atomic_path(folder / REPORT, overwrite=True) as temporary:
+        temporary.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+    typer.echo(f"Best of {training.step} steps on held-out images: step {line.step}.")
+    for name in (WEIGHTS, LOG, PICTURE, REPORT):
+        typer.echo(f"Wrote {folder / name}")
+    typer.echo(f"Next: deepinv-astro restore IMAGE --weights {folder / WEIGHTS}")
