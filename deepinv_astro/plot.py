@@ -422,7 +422,7 @@ def draw_identifiability(
     axes[0].set_ylim(result.floor / 300, 2)
     axes[0].set_xlabel("direction")
     axes[0].set_ylabel("eigenvalue / largest")
-    axes[0].legend(loc="lower left", fontsize="small")
+    axes[0].legend(loc="best", fontsize="small")
     for number, other in enumerate(axes[1:]):
         other.set_axis_off()
         if number < len(result.null_images):
@@ -440,7 +440,7 @@ def draw_adi_visibility(
     """
     What angular differential imaging sees of angular modes and of point sources.
 
-    :param axes: two: for the modes, and for the separations.
+    :param axes: the first for the modes, a second if there is one for the separations.
     :param modes: entries with ``mode``, ``visibility`` and perhaps ``measured``.
     :param reach: entries with ``separation_px`` and ``point_visibility``.
 
@@ -450,7 +450,7 @@ def draw_adi_visibility(
     >>> len(axes[0].patches), axes[1].get_visible()
     (2, False)
     """
-    left, right = axes
+    left = axes[0]
     left.bar(
         [m["mode"] for m in modes], [m["visibility"] for m in modes], color="0.75", label="angles"
     )
@@ -464,18 +464,17 @@ def draw_adi_visibility(
             label="operator",
         )
     left.annotate(
-        "a face-on ring\nis invisible", (0.0, 0.0), (0.0, 0.3), ha="left", fontsize="small",
+        "a face-on ring\nis invisible", (0.0, 0.0), (-0.4, 0.8), ha="left", fontsize="small",
         arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
     left.set_xlabel("angular mode m")
     left.set_ylabel("fraction of the energy seen")
     left.set_ylim(0, 1.05)
     left.legend(loc="lower right", fontsize="small")
-    right.set_visible(bool(reach))
-    if reach:
-        right.plot(
-            [r["separation_px"] for r in reach], [r["point_visibility"] for r in reach], "o-"
-        )
+    for right in axes[1:]:
+        right.set_visible(bool(reach))
+        away = [r["separation_px"] for r in reach]
+        right.plot(away, [r["point_visibility"] for r in reach], "o-")
         right.set_xlim(left=0)
         right.set_ylim(0, 1.05)
         right.set_xlabel("separation of a point source (pixels)")

@@ -101,7 +101,7 @@ class Identifiability:
         n = self.alone.size
         lines = [
             self.verdict,
-            f"  directions above {self.floor:g} of the largest: {self.rank:.0f} of {n:.0f} alone",
+            f"  directions above {self.floor:.2g} of the largest: {self.rank:.0f} of {n:.0f} alone",
         ]
         if self.joint is not None:
             lines[1] += f", {self.joint_rank:.0f} with {self.transform} (x {self.rank_gain:.2f})"
@@ -137,7 +137,7 @@ def _verdict(result: Identifiability) -> str:
             f"with it do: training with it adds no information. {rest}"
         )
     if result.found > 1 - FEW:
-        return f"{name} makes visible what this operator does not see: all is identifiable."
+        return f"{name} lifts what this operator does not see above the floor: all is identifiable in principle."
     return f"{name} makes {result.found:.0%} of what this operator does not see visible. {rest}"
 
 
@@ -238,7 +238,7 @@ def identify(
         >>> identify(physics, like, Reflect(dim=[-1])).verdict.split(". ")[0]
         'Reflect commutes with this operator: training with it adds no information'
         >>> identify(physics, like, Shift()).verdict
-        'Shift makes visible what this operator does not see: all is identifiable.'
+        'Shift lifts what this operator does not see above the floor: all is identifiable in principle.'
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import targets
 import torch
 from deepinv.physics import LinearPhysics
-from deepinv.physics.blur import bicubic_filter
+from deepinv.physics.functional.blur import bicubic_filter
 from deepinv.transform import Reflect, Shift
 from deepinv.transform import Scale as UpstreamScale
 from torch import Tensor

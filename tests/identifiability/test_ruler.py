@@ -240,6 +240,6 @@ def test_printed():
     seen[:, :, ::2] = 1.0
     physics = Inpainting((1, 3, 5), mask=seen)
     lines = str(identify(physics, torch.zeros(1, 1, 3, 5), Shift(), noise=0.1)).splitlines()
-    assert lines[0].startswith("Shift makes visible")
+    assert lines[0].startswith("Shift lifts what")
     assert "9 of 15 alone, 15 with Shift (x 1.67)" in lines[1]
     assert "dB" in lines[-1]
