@@ -160,19 +160,13 @@ def run(
     """
     from deepinv_astro.cli import calibrated
     from deepinv_astro.cli.progress import Stages
-    from deepinv_astro.io import write_json
-    from deepinv_astro.io.atomic import atomic_path
 
     for note in problem.warnings:
         console.print(note, highlight=False, style="yellow")
     with Stages() as stages:
         outcome = calibrated.solve(problem, psfs, settings, stages)
         content = calibrated.report(problem, outcome, settings)
-        folder.mkdir(parents=True, exist_ok=True)
-        picture, text = (folder / name for name in calibrated.NAMES)
-        with atomic_path(picture, overwrite) as drawn:
-            calibrated.write_figure(drawn, problem, outcome)
-            write_json(text, content, overwrite)
+        calibrated.write(folder, problem, outcome, content, overwrite)
     calibrated.show(console, content)
     for name in calibrated.NAMES:
         console.print(f"Wrote {folder / name}", highlight=False, soft_wrap=True)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from astropy.io import fits
 from torch import Tensor
 
+from deepinv_astro.cli.calibration_figure import write_figure
 from deepinv_astro.cli.problem import Problem
 from deepinv_astro.io import Sequence, SequenceError
+from deepinv_astro.io.atomic import atomic_path
+from deepinv_astro.io.files import existing_file
 from deepinv_astro.io.psf import read_psf
 from deepinv_astro.io.stamps import crop_center
+from deepinv_astro.io.strict_json import to_json
 from deepinv_astro.optim.self_calibration import CalibrationStep, SelfCalibration, self_calibrate
 from deepinv_astro.physics import (
     ADI,
@@ -28,13 +36,16 @@ from deepinv_astro.physics import (
 from deepinv_astro.physics.functional.psf_basis import psf_basis
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from rich.console import Console
 
     from deepinv_astro.cli.progress import Stages
 
-NAMES = ("calibration.png", "calibration.json")
+#: Figure, errors of the fluxes, and all the rest, which names the second.
+NAMES = ("calibration.png", "calibration_std.fits", "calibration.json")
 FORMAT = "deepinv-astro calibration 1"
+
+#: More parameters of one name than this are summed up in a row of the printed table.
+MOST_ROWS = 12
 
 #: Why a parameter may stay where it was.
 REASONS = {
@@ -167,6 +178,7 @@ def report(problem: Problem, outcome: Outcome, settings: Settings) -> dict[str, 
         "format": FORMAT,
         "target": problem.sequence.target,
         "frames": physics.frames,
+        "flux_std": NAMES[1],
         "operator": {
             "center": physics.center[0, 0],
             "angles_deg": physics.angles[0],
@@ -185,14 +197,15 @@ def report(problem: Problem, outcome: Outcome, settings: Settings) -> dict[str, 
             }
             for k, (name, unit) in enumerate(zip(table.names, table.units, strict=True))
         ],
-        "kept": table.describe_kept(),
-        "reasons": {name: REASONS[name] for name in settings.free},
+        "kept": kept_lines(table),
+        "reasons": {name: REASONS[name] for name in settings.free if _stays(table, name)},
         "covariance": table.covariance,
         "settings": settings._asdict(),
         "alternations": len(found.history),
         "converged": found.converged,
         "provenance": problem.sequence.provenance,
-        "warnings": [*problem.warnings, *_doubts(found)],
+        "warnings": problem.warnings,
+        "doubts": _doubts(found),
     }
 
 
@@ -210,105 +223,119 @@ def _doubts(found: SelfCalibration) -> list[str]:
     return doubts
 
 
+def _kind(name: str) -> str:
+    """What is free of a parameter's name: ``gain[3]`` is a gain."""
+    word = name.split("[")[0]
+    kinds = {"row": "center", "column": "center", "angle": "angles", "true north": "angles"}
+    return kinds.get(word, word)
+
+
+def _stays(table: CalibrationReport, kind: str) -> bool:
+    """Whether a direction that stays at the prior is mostly of this kind."""
+    own = torch.tensor([_kind(name) == kind for name in table.names])
+    return bool((table.kept_directions[own].square().sum(0) > 0.25).any())
+
+
+def kept_lines(table: CalibrationReport) -> list[str]:
+    """
+    What stays at the prior, in words: what frames have in common by that name.
+
+    >>> from deepinv_astro.physics import free_gain
+    >>> flat = torch.full((4, 4), -0.25) + torch.eye(4)
+    >>> kept_lines(Calibration(free_gain(torch.ones(4), 0.1)).report(1e6 * flat))
+    ['common gain of all 4 frames (posterior/prior 1.000)']
+    """
+    if bool(table.kept.all()):
+        return [f"all {len(table.names)} parameters"]
+    lines = []
+    described = table.describe_kept()
+    for line, direction in zip(described, table.kept_directions.T, strict=True):
+        for word in ("gain", "angle"):
+            own = [k for k, name in enumerate(table.names) if name.startswith(f"{word}[")]
+            if own and float(direction[own].sum().square()) > 0.9 * len(own):
+                ratio = line[line.rindex("(") :]
+                line = f"common {word} of all {len(own)} frames {ratio}"
+        lines.append(line)
+    return lines
+
+
 def show(console: Console, content: dict[str, Any]) -> None:
     """Print the table of parameters, what stayed at the prior and why, and warnings."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("parameter", "before", "after", "", "after/before"):
-        table.add_column(name, justify="left" if name in ("parameter", "") else "right")
-    for p in content["parameters"]:
-        table.add_row(
-            p["name"],
-            f"{p['prior']:.4f} ± {p['prior_std']:.4f}",
-            f"{p['value']:.4f} ± {p['std']:.4f}",
-            p["unit"],
-            f"{p['ratio']:.2f}",
-        )
+    for name in ("parameter", "unit", "before", "after", "error ratio"):
+        left = name in ("parameter", "unit")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for _, group in itertools.groupby(content["parameters"], lambda p: p["name"].split("[")[0]):
+        for row in _rows(list(group)):
+            table.add_row(*row)
     console.print(table)
     if content["kept"]:
-        console.print("Directions that stay at the prior (posterior over prior error):")
-        for line in content["kept"]:
-            console.print(f"  {line}", highlight=False)
+        console.print("Stays at the prior (error ratio, after over before):")
+        for line in content["kept"][:MOST_ROWS]:
+            console.print(f"  {line.replace('posterior/prior ', '')}", highlight=False)
+        more = len(content["kept"]) - MOST_ROWS
+        if more > 0:
+            console.print(f"  and {more} more (see calibration.json)", highlight=False)
         for reason in content["reasons"].values():
-            console.print(f"  Why: {reason}.", style="dim", highlight=False)
-    for warning in content["warnings"]:
+            console.print(f"  Why: {reason}.", style="dim", highlight=False, soft_wrap=True)
+    for warning in content["doubts"]:
         console.print(f"[bold yellow]Warning[/] {warning}", highlight=False)
 
 
-def write_figure(path: Path, problem: Problem, outcome: Outcome) -> None:
-    """Draw PSF and residuals before and after, and the parameters of the frames."""
-    from matplotlib.figure import Figure
+def _rows(group: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of the table for parameters of one name; of many, their range and typical errors."""
 
-    from deepinv_astro.optim import Marginal
+    def typical(key: str) -> float:
+        return statistics.median(p[key] for p in group)
 
-    found, y = outcome.found, problem.sequence.y
-    first = Marginal(iterations=(60, 60))(y, outcome.before)
-    residuals = [
-        _derotated(y - p.A(x), p)
-        for p, x in ((outcome.before, first), (found.physics, found.image))
-    ]
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    axes = figure.subplots(2, 3)
-    psfs = [_stamp(p) for p in (outcome.before, found.physics)]
-    _pair(axes[0], psfs, "PSF", "PSF changed by")
-    _pair(axes[1, :2], residuals, "residual, North up")
-    _frames(axes[1, 2], found.report)
-    figure.savefig(path, dpi=120)
-
-
-def _stamp(physics: ADI) -> Tensor:
-    return torch.ones(1, 1) if physics.filter is None else physics.filter[0, 0].mean(0)
-
-
-def _pair(axes: Any, images: list[Tensor], name: str, difference: str = "") -> None:
-    """Before and after on one scale, and their difference."""
-    finite = torch.cat([image.flatten() for image in images])
-    top = float(finite[finite.isfinite()].abs().quantile(0.999))
-    shown = list(zip(("before", "after"), images, strict=True))
-    for axis, (when, image) in zip(axes, shown, strict=False):
-        low = -top if not difference else 0.0
-        picture = axis.imshow(
-            image.cpu().numpy(), origin="lower", vmin=low, vmax=top, cmap="inferno"
-        )
-        axis.set_title(f"{name} {when}")
-        axis.figure.colorbar(picture, ax=axis, shrink=0.8)
-    if difference:
-        change = (images[1] - images[0]).cpu().numpy()
-        most = max(float(abs(change).max()), 1e-12)
-        picture = axes[2].imshow(change, origin="lower", vmin=-most, vmax=most, cmap="RdBu_r")
-        axes[2].set_title(difference)
-        axes[2].figure.colorbar(picture, ax=axes[2], shrink=0.8)
-
-
-def _derotated(residual: Tensor, physics: ADI) -> Tensor:
-    """Mean over frames of a residual less its mean, North up."""
-    centred = (residual - residual.nanmean(2, keepdim=True)).nan_to_num()
-    weight = physics.A_adjoint(torch.ones_like(centred))
-    weight = weight.clamp_min(0.1 * float(weight.max()))
-    return (physics.A_adjoint(centred) / weight)[0].mean(0)
-
-
-def _frames(axis: Axes, table: CalibrationReport) -> None:
-    """Gains and angles with their errors, in prior standard deviations."""
-    drawn = False
-    change = (table.values - table.prior_mean) / table.prior_std
-    for kind in ("gain", "angle", "row", "column", "psf"):
-        own = [k for k, name in enumerate(table.names) if name.split("[")[0] == kind]
-        if own:
-            axis.errorbar(
-                range(len(own)),
-                change[own].cpu().numpy(),
-                table.ratio[own].cpu().numpy(),
-                fmt="o",
-                label=kind,
+    first, unit = group[0], group[0]["unit"]
+    if len(group) <= MOST_ROWS:
+        return [
+            (
+                p["name"],
+                unit,
+                f"{p['prior']:.4f} ± {p['prior_std']:.4f}",
+                f"{p['value']:.4f} ± {p['std']:.4f}",
+                f"{p['ratio']:.2f}",
             )
-            drawn = True
-    axis.axhspan(-1, 1, color="0.9", zorder=0)
-    axis.set(title="change / prior error", xlabel="frame or element")
-    if drawn:
-        axis.legend()
+            for p in group
+        ]
+    changes = [p["value"] - p["prior"] for p in group]
+    rms = math.sqrt(statistics.fmean(c * c for c in changes))
+    name = first["name"].split("[")[0]
+    return [
+        (
+            f"{name} (all {len(group)})",
+            unit,
+            f"± {typical('prior_std'):.4f}",
+            f"rms change {rms:.4f} ± {typical('std'):.4f}",
+            f"{typical('ratio'):.2f}",
+        )
+    ]
+
+
+def write(folder: Path, problem: Problem, outcome: Outcome, content: Any, overwrite: bool) -> None:
+    """
+    Write the three files; they appear together.
+
+    :param pathlib.Path folder: exists.
+    :param Problem problem: data and operator.
+    :param Outcome outcome: of :func:`solve`.
+    :param content: of :func:`report`.
+    :param bool overwrite: whether existing files may be replaced.
+    """
+    picture, errors, text = (folder / name for name in NAMES)
+    with (
+        atomic_path(text, overwrite) as written,
+        atomic_path(errors, overwrite) as mapped,
+        atomic_path(picture, overwrite) as drawn,
+    ):
+        write_figure(drawn, problem, outcome.before, outcome.found)
+        _write_std(mapped, problem, outcome.found)
+        written.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_calibration(path: Path, problem: Problem) -> Problem:
@@ -320,6 +347,46 @@ def read_calibration(path: Path, problem: Problem) -> Problem:
     :return: the same data with the calibrated operator.
     :raises SequenceError: if it is no such file, or of another sequence.
     """
+    content = _content(path)
+    frames = problem.physics.frames
+    if content["frames"] != frames:
+        raise SequenceError(
+            "`calibration`", f"{content['frames']} frames in {path}", f"the {frames} of the cube",
+            "calibrate the same sequence",
+        )  # fmt: skip
+    mine, other = problem.sequence.target, content["target"]
+    if mine and other and mine != other:
+        raise SequenceError(
+            "`calibration`", f"the target {other!r} in {path}", f"{mine!r}, that of the cube",
+            "calibrate the same sequence, or name its target with `target`",
+        )  # fmt: skip
+    given, y = content["operator"], problem.sequence.y
+    try:
+        values = {
+            "center": torch.tensor(given["center"]).to(y),
+            "angles": torch.tensor(given["angles_deg"]).to(y),
+            "gain": torch.tensor(given["gain"]).to(y),
+        }
+        if given["psf"] is not None:
+            values["filter"] = torch.tensor(given["psf"]).to(y)[None]
+        physics = problem.physics.variant(**values)
+    except (TypeError, ValueError) as error:
+        raise _broken(path, str(error)) from error
+    sequence = dataclasses.replace(
+        problem.sequence,
+        center=tuple(given["center"]),
+        angles=torch.tensor(given["angles_deg"], dtype=torch.float64),
+        psf=problem.sequence.psf if given["psf"] is None else values["filter"][0],
+        provenance=(*problem.sequence.provenance, f"Calibrated by {path}."),
+    )
+    std = _read_std(path.parent / content["flux_std"], problem)
+    return dataclasses.replace(
+        problem, sequence=sequence, physics=physics, calibration_std=std.to(y)
+    )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What the file holds, with all that is needed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError):
@@ -329,28 +396,50 @@ def read_calibration(path: Path, problem: Problem) -> Problem:
             "`calibration`", f"no calibration in {path}", f"a file of format {FORMAT!r}",
             "give calibration.json of deepinv-astro calibrate",
         )  # fmt: skip
-    frames = problem.physics.frames
-    if content["frames"] != frames:
-        raise SequenceError(
-            "`calibration`", f"{content['frames']} frames in {path}", f"the {frames} of the cube",
-            "calibrate the same sequence",
-        )  # fmt: skip
-    given = content["operator"]
-    y = problem.sequence.y
-    values = {
-        "center": torch.tensor(given["center"]),
-        "angles": torch.tensor(given["angles_deg"]),
-        "gain": torch.tensor(given["gain"]),
-    }
-    sequence = dataclasses.replace(
-        problem.sequence,
-        center=tuple(given["center"]),
-        angles=torch.tensor(given["angles_deg"], dtype=torch.float64),
-        provenance=(*problem.sequence.provenance, f"Calibrated by {path}."),
+    for name in ("frames", "target", "flux_std", "operator"):
+        if name not in content:
+            raise _broken(path, f"no {name!r}")
+    operator = content["operator"]
+    for name in ("center", "angles_deg", "gain", "psf"):
+        if not isinstance(operator, dict) or name not in operator:
+            raise _broken(path, f"no {name!r} of the operator")
+    return content
+
+
+def _broken(path: Path, found: str) -> SequenceError:
+    return SequenceError(
+        "`calibration`", f"{found} in {path}", "the file as deepinv-astro calibrate wrote it",
+        "calibrate again",
+    )  # fmt: skip
+
+
+def _write_std(path: Path, problem: Problem, found: SelfCalibration) -> None:
+    """Errors of the fluxes on the sky grid; the star is in the header."""
+    row, column = problem.sky_center
+    header = fits.Header(
+        [
+            ("OBJECT", problem.sequence.target),
+            ("BUNIT", str(problem.sequence.unit)),
+            ("STARCENX", column, "0-based"),
+            ("STARCENY", row, "0-based"),
+        ]
     )
-    if given["psf"] is not None:
-        psf = torch.tensor(given["psf"]).to(y)
-        sequence = dataclasses.replace(sequence, psf=psf)
-        values["filter"] = psf[None]
-    physics = problem.physics.variant(**{k: v.to(y) for k, v in values.items()})
-    return dataclasses.replace(problem, sequence=sequence, physics=physics)
+    header["COMMENT"] = "Error of the flux of a point source by that of the calibration."
+    fits.PrimaryHDU(found.flux_std[0].cpu().numpy(), header).writeto(path, overwrite=True)
+
+
+def _read_std(path: Path, problem: Problem) -> Tensor:
+    """Errors of the fluxes, on the sky grid of a problem; zero beyond what was calibrated."""
+    existing_file(path, "errors of the calibration")
+    try:
+        with fits.open(path) as hdus:
+            std = torch.from_numpy(hdus[0].data.astype("float64"))[None]
+            star = (hdus[0].header["STARCENY"], hdus[0].header["STARCENX"])
+    except (OSError, KeyError, AttributeError, TypeError) as error:
+        raise _broken(path, "no errors of fluxes") from error
+    if std.ndim != 4 or std.shape[1] != problem.physics.img_size[0]:
+        raise _broken(path, f"an array of shape {tuple(std.shape[1:])}")
+    size = problem.physics.img_size[1:]
+    first = [round(here - there) for here, there in zip(problem.sky_center, star, strict=True)]
+    (top, left), (height, width) = first, std.shape[-2:]
+    return torch.nn.functional.pad(std, (left, size[1] - width - left, top, size[0] - height - top))

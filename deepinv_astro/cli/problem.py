@@ -17,12 +17,18 @@ from deepinv_astro.physics.functional.psf import half_maximum_width
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A sequence with its operator, both on one device, and sentences about doubtful input."""
+    """
+    A sequence with its operator, both on one device, and sentences about doubtful input.
+
+    ``calibration_std`` is what an uncertain calibration adds to the standard deviation of the flux
+    of a point source, ``(1, C, H, W)``; ``None`` if there is none.
+    """
 
     sequence: Sequence
     physics: ADI
     fwhm: float
     warnings: tuple[str, ...]
+    calibration_std: torch.Tensor | None = None
 
     @property
     def center(self) -> tuple[float, float]:

@@ -63,12 +63,46 @@ def search(problem: Problem, stages: Stages, threshold: float, most: int = MOST_
             results.append(
                 PointSourceSearch(model, threshold, most)(model.fill(y), physics, progress)
             )
-    return Found(
+    found = Found(
         torch.cat([r.snr for r in results], 1),
         torch.cat([r.flux_std for r in results], 1),
         torch.cat([r.visibility for r in results], 1),
         tuple(tuple(s for s in r.sources if s.flux >= CONFIRMED * s.flux_std) for r in results),
     )
+    return (
+        found
+        if problem.calibration_std is None
+        else with_calibration(found, problem.calibration_std)
+    )
+
+
+def with_calibration(found: Found, std: Tensor) -> Found:
+    r"""
+    Add the error of the calibration to those of the fluxes, in quadrature.
+
+    :param Found found: with the errors of the speckles and of the noise.
+    :param torch.Tensor std: of the flux of a point source, ``(1, C, H, W)``.
+    :return: the same with both.
+
+    >>> none = torch.zeros(1, 1, 2, 3)
+    >>> source = PointSource(1.1, 0.2, 50.0, 0.1, 0.1, flux_std=3.0, snr=9.0)
+    >>> std = torch.tensor([[1.0, 2.0, 0.0], [4.0, 0.0, 0.0]])[None, None]
+    >>> both = with_calibration(Found(none, none + 3, none, ((source,),)), std)
+    >>> round(float(both.flux_std[0, 0, 1, 0]), 6), round(both.sources[0][0].flux_std, 6)
+    (5.0, 5.0)
+    """
+
+    def more(source: PointSource, channel: Tensor) -> PointSource:
+        height, width = channel.shape
+        row, column = round(source.row), round(source.column)
+        here = channel[min(max(row, 0), height - 1), min(max(column, 0), width - 1)]
+        return source._replace(flux_std=math.hypot(source.flux_std, float(here)))
+
+    sources = tuple(
+        tuple(more(source, channel) for source in own)
+        for own, channel in zip(found.sources, std[0], strict=True)
+    )
+    return found._replace(flux_std=torch.hypot(found.flux_std, std), sources=sources)
 
 
 def is_point(source: PointSource, image: Tensor, fwhm: float) -> bool:

@@ -238,7 +238,7 @@ class SkyPrior:
         noise, std = noise_relative_maps(lambda _: (residual, speckles.score), residual, physics)
         down, right = _differences(x)
         length = (down.square() + right.square() + (0.25 * std).square()).sqrt()
-        seen = noise * blur(x, _core(physics.filter)) > SEEN
+        seen = noise * blur(x, core(physics.filter)) > SEEN
         free = max_pool2d(seen.to(x), 3, 1, 1) > 0
         grid = SkyGrid.of(x, fwhm / 2) if fwhm > 2 else None
         return cls(free, smoothness * noise / length, noise, grid)
@@ -279,7 +279,7 @@ class SkyPrior:
         return out * self.free
 
 
-def _core(psf: Tensor | None) -> Tensor | None:
+def core(psf: Tensor | None) -> Tensor | None:
     """One where the PSF is above half of its maximum."""
     return None if psf is None else (psf >= psf.amax((-2, -1), keepdim=True) / 2).to(psf)
 

@@ -16,6 +16,7 @@ from deepinv_astro.optim.adi_calibration import (
     Evidence,
     SkyPrior,
     SpeckleExpansion,
+    core,
     expand_evidence,
 )
 from deepinv_astro.optim.adi_tangents import CalibratedADI, covariance_root
@@ -25,11 +26,15 @@ from deepinv_astro.optim.missing import without_dead_pixels
 from deepinv_astro.optim.temporal import TemporalModel
 from deepinv_astro.physics import ADI, Calibration, CalibrationReport
 from deepinv_astro.physics.calibration import UNINFORMED
+from deepinv_astro.physics.functional.psf import blur
 
 _logger = logging.getLogger(__name__)
 
 #: Makes the image ``(1, C, H, W)`` of a sequence ``(1, C, T, h, w)``.
 Solver = Callable[[Tensor, ADI], Tensor]
+
+#: Eigenvectors of each kind of parameter by which the scatter of the score is measured.
+EIGENVECTORS = 12
 
 #: Least of its variance over what is expected.
 LEAST_SPREAD = 0.1
@@ -60,6 +65,8 @@ class SelfCalibration:
 
     #: Sky ``(1, C, H, W)``, reconstructed with the calibrated operator.
     image: Tensor
+    #: The same with the operator as it was before.
+    first: Tensor
     #: The calibrated operator.
     physics: ADI
     #: Values, errors, and what stayed at the prior.
@@ -68,6 +75,8 @@ class SelfCalibration:
     information: Tensor
     #: What an uncertain calibration adds to the standard deviation of the image, ``(1, C, H, W)``.
     image_std: Tensor
+    #: The same for the flux of a point source: the sum over the core of the PSF, ``(1, C, H, W)``.
+    flux_std: Tensor
     #: The alternations.
     history: tuple[CalibrationStep, ...]
     #: Whether the last one moved little.
@@ -221,35 +230,23 @@ class _Problem:
     def measure_spread(self, point: _Point, u: Tensor) -> None:
         r"""Scatter of the score over what the information expects, for each kind of parameter.
 
-        The mean, over places about the star and eigenvectors :math:`v` of the information, of
-        :math:`\langle E v, w \rangle^2 / \langle E v, M E v \rangle` with the filters :math:`E` of the
-        score moved there.
+        The mean, over places about the star and the best known eigenvectors :math:`v` of the
+        information, of :math:`\langle E v, w \rangle^2 / \langle E v, M E v \rangle` with the filters
+        :math:`E` of the score moved there.
         """
         physics = self.model.at(self.theta(u))
         self.spread.fill_(1.0)
-        information = self.information(point.evidence)
-        filters = torch.einsum(
-            "jk,j...->k...",
-            self._eigenvectors(information).to(self.y),
-            point.evidence.filters(physics),
-        )
+        information, filters = self.information(point.evidence), point.evidence.filters(physics)
         star = physics.center[0].mean(0)
-        ratios = []
-        for moved in quarter_turns(filters, star):
-            score = (moved * point.speckles.score).double().sum((1, 2, 3, 4))
-            expected = (moved * point.speckles(moved)).double().sum((1, 2, 3, 4))
-            ratios.append(score.square() / expected.clamp_min(torch.finfo(torch.float64).tiny))
-        ratio = torch.stack(ratios).mean(0)
         for own in self.kinds:
-            values = torch.linalg.eigvalsh(information[own, own])
-            some = values > 1e-3 * values[-1]
-            if bool(some.any()):
-                self.spread[own] = ratio[own][some].mean().clamp_min(LEAST_SPREAD).sqrt()
-
-    def _eigenvectors(self, information: Tensor) -> Tensor:
-        """Of each kind of parameter, as combinations of the elements of theta."""
-        blocks = [torch.linalg.eigh(information[own, own])[1] for own in self.kinds]
-        return self.root @ torch.block_diag(*blocks)
+            values, vectors = torch.linalg.eigh(information[own, own])
+            some = vectors[:, values > 1e-3 * values[-1]][:, -EIGENVECTORS:]
+            if some.shape[1]:
+                read = torch.einsum(
+                    "jk,j...->k...", (self.root[:, own] @ some).to(filters), filters
+                )
+                ratio = scatter(point.speckles, read, star)
+                self.spread[own] = ratio.clamp_min(LEAST_SPREAD).sqrt()
 
     def cost(self, point: _Point, u: Tensor, move: Tensor) -> float:
         """Minus the log-likelihood at ``u`` + ``move``, the determinant bounded by its tangent."""
@@ -305,7 +302,8 @@ class _Problem:
     ) -> SelfCalibration:
         history: list[CalibrationStep] = []
         u = self.calibration.u.detach().double().clone()
-        point, image, converged = self._solve(solver, u, signs), None, False
+        point, converged = self._solve(solver, u, signs), False
+        first = point.image
         while len(history) < max_iter and not converged:
             if len(history) == 1:  # no longer far off
                 self.measure_spread(point, u)
@@ -317,11 +315,12 @@ class _Problem:
             converged = step.move < tol and (len(history) > 1 or step.move == 0)
             if converged:  # what was found about the point before holds
                 image = solver(self.y, self.model.at(self.theta(u)))
+                point = point._replace(image=image)
             else:
                 point = self._solve(solver, u, signs)
         if len(history) == 1 and not converged:
             self.measure_spread(point, u)
-        return self._result(point, image, u, tuple(history), converged)
+        return self._result(point, first, u, tuple(history), converged)
 
     def _solve(self, solver: Solver, u: Tensor, signs: Tensor) -> _Point:
         image = solver(self.y, self.model.at(self.theta(u)))
@@ -330,7 +329,7 @@ class _Problem:
     def _result(
         self,
         point: _Point,
-        image: Tensor | None,
+        first: Tensor,
         u: Tensor,
         history: tuple[CalibrationStep, ...],
         converged: bool,
@@ -342,15 +341,29 @@ class _Problem:
         report = self.calibration.report(information, self.threshold)
         root = covariance_root(report.covariance).to(point.image)
         errors = torch.einsum("jchw,jk->kchw", point.evidence.response, root)
+        physics = self.model.at(report.values)
+        fluxes = blur(errors, core(physics.filter))
         return SelfCalibration(
-            point.image if image is None else image,
-            self.model.at(report.values),
+            point.image,
+            first,
+            physics,
             report,
             information,
             errors.square().sum(0, keepdim=True).sqrt(),
+            fluxes.square().sum(0, keepdim=True).sqrt(),
             history,
             converged,
         )
+
+
+def scatter(speckles: SpeckleExpansion, filters: Tensor, star: Tensor) -> Tensor:
+    """Mean square of what filters read elsewhere about the star, over what is expected."""
+    ratios = []
+    for moved in quarter_turns(filters, star):
+        found = (moved * speckles.score).double().sum((1, 2, 3, 4))
+        expected = (moved * speckles(moved)).double().sum((1, 2, 3, 4))
+        ratios.append(found.square() / expected.clamp_min(torch.finfo(torch.float64).tiny))
+    return torch.stack(ratios).mean()
 
 
 def quarter_turns(sequences: Tensor, star: Tensor) -> Iterator[Tensor]:
