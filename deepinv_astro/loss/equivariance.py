@@ -45,7 +45,9 @@ class EquivariantLoss(Loss):
         network may lower the loss by images that are easy to reconstruct.
     :param Callable noise_model: map from clean measurements to noisy ones that draws
         :math:`\varepsilon`: a noise model, e.g. :class:`FittedNoise`; for none,
-        :class:`deepinv.physics.ZeroNoise`. Default: the noise of the operator.
+        :class:`deepinv.physics.ZeroNoise`. Default: the noise of the operator. Photon noise refuses
+        negative rates, which reconstructions have: :class:`deepinv_astro.physics.DetectorNoise`
+        with ``clip_positive=True``.
     :param Callable metric: distance of two images, one value for each image or one for all.
         Default: the mean square.
     :param float weight: factor of the loss.
