@@ -137,9 +137,9 @@ class LinearTransform(Transform):
                     f"`{name}` must have {axes} to {axes + 2} axes: for all, (n,) or (n, b), "
                     f"got shape {tuple(value.shape)}"
                 )
-            full[name] = value.reshape(
-                *((1, 1), (-1, 1), value.shape[:2])[lead], *value.shape[lead:]
-            )
+            for _ in range(2 - lead):
+                value = value.unsqueeze(lead)
+            full[name] = value
         return full
 
     def _each(self, params: Mapping[str, Tensor], images: int) -> tuple[int, dict[str, Tensor]]:
@@ -151,12 +151,13 @@ class LinearTransform(Transform):
             raise ValueError(f"parameters must have alike (n, b), got {shapes}") from error
         if images % b:
             raise ValueError(f"a batch of {images} is no multiple of {b} parameters in a row")
-        return n, {
-            name: value.expand(n, b, *value.shape[2:])
-            .repeat(1, images // b, *[1] * (value.ndim - 2))
-            .flatten(0, 1)
-            for name, value in params.items()
-        }
+        each = {}
+        for name, value in params.items():
+            if b != images or tuple(value.shape[:2]) != (n, b):
+                axes = value.ndim - 2
+                value = value.expand(n, b, *value.shape[2:]).repeat(1, images // b, *[1] * axes)
+            each[name] = value.flatten(0, 1)
+        return n, each
 
     def invert_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters of the inverse transform; those of other transforms as they are."""
@@ -168,7 +169,7 @@ class LinearTransform(Transform):
 
     def _transform(self, x: Tensor, **params: Any) -> Tensor:
         n, each = self._each(self._complete(x, params), len(x))
-        return self._apply_linear(x.repeat(n, 1, 1, 1), False, **each)
+        return self._apply_linear(x if n == 1 else x.repeat(n, 1, 1, 1), False, **each)
 
     def _matched(self, x: Tensor, adjoint: bool, params: Mapping[str, Any]) -> Tensor:
         """Apply to images that are already ``n B``, without making more of them."""

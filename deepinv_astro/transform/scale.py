@@ -2,6 +2,7 @@ r"""Images scaled about a point, and the recipe of scale-equivariant imaging."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -124,10 +125,12 @@ class Scale(LinearTransform):
 
     def _apply_linear(self, x: Tensor, adjoint: bool, **params: Tensor) -> Tensor:
         factor, center = params["factor"], params["center"]
-        if not bool(((factor > 0) & torch.isfinite(factor)).all()):
+        if not all(0 < float(end) < math.inf for end in factor.detach().aminmax()):
             raise ValueError(f"`factor` must be positive and finite, got {factor.tolist()}")
         size = (x.shape[-2], x.shape[-1])
-        sampler = ScaleSampler(factor, center, size, self.kernel, self.antialias, self.boundary)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        choice = (self.kernel, self.antialias, self.boundary)
+        sampler = ScaleSampler(factor, center, size, *choice, dtype)
         y = sampler.adjoint(x) if adjoint else sampler.forward(x)
         if self.keep is Keep.FLUX:
             y = y * factor.to(x.dtype)[:, None, None, None] ** -2
