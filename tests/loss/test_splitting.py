@@ -159,6 +159,17 @@ def test_adjoint_reconstruction_has_the_closed_form():
         torch.testing.assert_close(found[n], error)
 
 
+def test_network_does_not_see_what_judges_it():
+    """Not even one that reads the data as they are: the reconstruction does not depend on them."""
+    raw = torch.nn.Identity()
+    raw.forward = lambda y, physics: y + y.roll(1, -1)
+    model = EquivariantSplittingLoss(Shift(), mask=BernoulliMask(0.5)).adapt_model(raw)
+    y = _random(12, 2, 1, 5, 4).requires_grad_()
+    x_net = model(y, Denoising(), update_parameters=True)
+    (slope,) = torch.autograd.grad(x_net.sum(), y)
+    torch.testing.assert_close(slope, 2 * model.drawn.kept)
+
+
 LEVEL = 0.7
 
 
