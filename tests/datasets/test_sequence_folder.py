@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from deepinv_astro.cli.demo import write_files
 from deepinv_astro.datasets import (
+    BetaPictoris,
     BucketBatchSampler,
     SequenceFolder,
     SyntheticSurvey,
@@ -327,3 +328,27 @@ def test_trainer_meets_different_lengths(source, buckets):
     expected = [(1, 5), (1, 6), (2, 4)] if buckets else [(2, 5), (2, 6)]
     assert set(frames) == set(expected)
     assert 1e-3 < abs(float(model.scale.detach()) - 0.1) < 0.1
+
+
+def test_real_files_through_a_manifest(data_root, tmp_path):
+    """Beta Pictoris by a CSV: its star is not the middle of the array, its files have other names."""
+    name = data_root / "naco_betapic" / "naco_betapic"
+    row = [
+        "beta Pic",
+        *(f"{name}_{part}.fits" for part in ("cube", "pa", "psf")),
+        "51 51",
+        "-104.39",
+    ]
+    manifest = tmp_path / "night.csv"
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["target", "cube", "angles", "psf", "center", "true_north"], row]
+        )
+    folder = SequenceFolder(manifest, img_size=(91, 91))
+    expected = BetaPictoris(data_root)
+    assert folder.shapes == [(1, 61, 91, 91)]
+    item = folder[0]
+    assert torch.equal(item["y"], expected.y[0, :, :, 6:97, 6:97])
+    assert item["params"]["center"].tolist() == [45.0, 45.0]
+    torch.testing.assert_close(item["params"]["angles"], expected.angles.float())
+    torch.testing.assert_close(item["params"]["filter"], expected.psf)
