@@ -229,6 +229,8 @@ def _training(
         held,
         recipe,
         losses=functools.partial(recipe.losses, margin=margin),
+        judges=functools.partial(recipe.judges, margin=margin),
+        reference=restoration.model.start,
         scale=float(restoration.model.scale),
         seed=seed,
     )

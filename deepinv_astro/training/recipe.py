@@ -58,7 +58,7 @@ class Recipe:
     equivariance: float = 1.0
     factors: tuple[float, float] = (0.35, 0.75)
     crop: int = 48
-    batch: int = 8
+    batch: int = 4
     steps: int = 1500
     learning_rate: float = 3e-3
     warmup: int = 20
@@ -100,11 +100,28 @@ class Recipe:
         """
         terms: list[Loss] = [SUREGaussianLoss(rng=rng)]
         if self.equivariance:
-            scale = Scale(LogUniform(*self.factors), "random", rng=rng)
-            terms.append(
-                EquivariantLoss(scale, stop_gradient=True, weight=self.equivariance, margin=margin)
-            )
+            terms.append(self._scaled(self.factors, rng, margin, self.equivariance))
         return terms
+
+    def judges(self, rng: torch.Generator, margin: int = 0) -> list[Loss]:
+        r"""The terms of validations: as :meth:`losses`, with the least factor and weight one.
+
+        :class:`Training` gives the second one a reconstruction that does not change, in place of
+        :math:`\hat x`: with its own, a network that makes images smooth would be found the best.
+
+        :param torch.Generator rng: source of the probes and centres.
+        :param int margin: pixels along each edge of the sky that the detector does not see.
+        :return: (list) SURE and an equivariance loss.
+        """
+        least = (self.factors[0], self.factors[0])
+        return [SUREGaussianLoss(rng=rng), self._scaled(least, rng, margin, 1.0)]
+
+    @staticmethod
+    def _scaled(
+        factors: tuple[float, float], rng: torch.Generator, margin: int, weight: float
+    ) -> Loss:
+        scale = Scale(LogUniform(*factors), "random", rng=rng)
+        return EquivariantLoss(scale, stop_gradient=True, weight=weight, margin=margin)
 
     def rate(self, step: int) -> float:
         r"""Learning rate of a step.

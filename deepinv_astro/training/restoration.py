@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepinv.physics import GaussianNoise
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
@@ -18,7 +17,7 @@ from deepinv_astro.io.atomic import atomic_path
 from deepinv_astro.io.files import existing_file
 from deepinv_astro.models.residual_unet import ResidualUNet
 from deepinv_astro.models.tikhonov import Tikhonov
-from deepinv_astro.physics import Blur
+from deepinv_astro.physics import Blur, HeteroscedasticNoise
 
 __all__ = ["Restoration", "noise_level"]
 
@@ -152,7 +151,7 @@ class Restoration(nn.Module):
         """
         (rows, columns), r = self.psf.shape, self.factor
         size = (1, r * height + rows - 1, r * width + columns - 1)
-        noise = GaussianNoise(self.noise, rng=torch.Generator().manual_seed(0))
+        noise = HeteroscedasticNoise(self.noise, rng=torch.Generator().manual_seed(0))
         return Blur(size, self.psf, r, boundary="valid", sampling="mean", noise_model=noise)
 
     def seen(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepinv_astro.datasets.images import grid_crops, random_crops
 from deepinv_astro.io.atomic import atomic_path
+from deepinv_astro.loss.equivariance import EquivariantLoss
 from deepinv_astro.training.recipe import Recipe
 
 __all__ = ["Training", "Validation"]
@@ -51,8 +52,10 @@ class Training:
     at all: weights, their moving average, the optimiser, the states of losses, of the generator,
     and of torch's own. A run that is killed and resumed ends with the same bits.
 
-    Validation is the sum of the same losses on held-out crops, for the averaged weights in ``eval``
-    mode, with the same random numbers each time, and it leaves the generators as they were. The
+    Validation is the sum of the judges on held-out crops, for the averaged weights in ``eval`` mode,
+    with the same random numbers each time, and it leaves the generators as they were. Judges that
+    are :class:`~deepinv_astro.loss.equivariance.EquivariantLoss` transform the ``reference``, a
+    reconstruction that does not change, so that values of different steps can be compared. The
     weights with the least validation are kept.
 
     :param torch.nn.Module model: :math:`f`, called with ``(y, physics)``; trained in place.
@@ -60,7 +63,10 @@ class Training:
     :param train: measured images ``(C, h, w)``.
     :param validate: held-out images.
     :param Recipe recipe: parts and weights.
-    :param losses: losses, if they are to be others than the recipe's; called with the generator.
+    :param losses: makes losses from a generator. Default: those of the recipe.
+    :param judges: makes the losses of validations. Default: those of the recipe.
+    :param torch.nn.Module reference: reconstruction for the judges, called with ``(y, physics)``,
+        such as :class:`~deepinv_astro.models.Tikhonov`. Default: the network itself.
     :param float scale: contrast of the images; losses are divided by its square.
     :param int seed: of all that is random.
     :raises ValueError: if the crop does not fit the operator or the images.
@@ -75,6 +81,8 @@ class Training:
         recipe: Recipe,
         *,
         losses: Callable[[torch.Generator], Sequence[Loss]] | None = None,
+        judges: Callable[[torch.Generator], Sequence[Loss]] | None = None,
+        reference: nn.Module | None = None,
         scale: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -95,6 +103,8 @@ class Training:
         if getattr(noise, "rng", None) is not None:
             noise.rng = self.rng  # one generator, which checkpoints hold
         self.losses = nn.ModuleList((losses or recipe.losses)(self.rng))
+        self.judges = nn.ModuleList((judges or recipe.judges)(self.rng))
+        self.reference = reference
         self.average = copy.deepcopy(model).eval()
         self.best = copy.deepcopy(self.average.state_dict())
         self.optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
@@ -143,7 +153,7 @@ class Training:
         total = 0.0
         with _repeatable(self.rng, _VALIDATION_SEED), torch.no_grad():
             for y in self.validate.split(self.recipe.batch):
-                total += float(self.objective(self.average, y)) * len(y)
+                total += float(self.judge(self.average, y)) * len(y)
         return total / len(self.validate)
 
     def result(self) -> nn.Module:
@@ -167,6 +177,7 @@ class Training:
             "average": self.average.state_dict(),
             "best": self.best,
             "losses": self.losses.state_dict(),
+            "judges": self.judges.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "torch_rng": torch.get_rng_state(),
@@ -192,6 +203,7 @@ class Training:
         self.average.load_state_dict(state["average"])
         self.best = state["best"]
         self.losses.load_state_dict(state["losses"])
+        self.judges.load_state_dict(state["judges"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
         torch.set_rng_state(state["torch_rng"])
@@ -231,11 +243,28 @@ class Training:
         :return: (:class:`torch.Tensor`) a number.
         """
         x_net = model(y, self.physics)
+        terms = [self._value(loss, x_net, model, y) for loss in self.losses]
+        return torch.stack(terms).sum() / self.scale**2
+
+    def judge(self, model: nn.Module, y: Tensor) -> Tensor:
+        r"""
+        Sum of the judges on a batch of crops, in units of the squared contrast.
+
+        :param torch.nn.Module model: the average.
+        :param torch.Tensor y: crops ``(B, C, h, w)``.
+        :return: (:class:`torch.Tensor`) a number.
+        """
+        x_net = model(y, self.physics)
+        fixed = x_net if self.reference is None else self.reference(y, self.physics)
         terms = [
-            loss(x=None, x_net=x_net, y=y, physics=self.physics, model=model).mean()
-            for loss in self.losses
+            self._value(loss, fixed if isinstance(loss, EquivariantLoss) else x_net, model, y)
+            for loss in self.judges
         ]
         return torch.stack(terms).sum() / self.scale**2
+
+    def _value(self, loss: nn.Module, x_net: Tensor, model: nn.Module, y: Tensor) -> Tensor:
+        value: Tensor = loss(x=None, x_net=x_net, y=y, physics=self.physics, model=model)
+        return value.mean()
 
     def _close_interval(
         self,

@@ -34,13 +34,14 @@ from targets import RESULTS, parser, store, table
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
+from deepinv_astro.datasets.images import grid_crops
 from deepinv_astro.loss import SUREGaussianLoss
 from deepinv_astro.loss.equivariance import EquivariantLoss
 from deepinv_astro.physics import Blur
 from deepinv_astro.training import Recipe, Restoration, Training
 
 NOISE = 5 / 255
-RECIPE = Recipe(steps=600, patience=100)
+RECIPE = Recipe(steps=400, batch=4, patience=100, validate_every=50)
 KINDS = ("natural", "astronomical")
 TASKS = {"blur 2": (2.0, 1), "blur 1": (1.0, 1), "x2": (0.0, 2)}
 #: Where the virtual truths of CSS come from: measurements scaled down by these factors.
@@ -48,11 +49,12 @@ CSS_FACTORS = (0.25, 0.4)
 TV_WEIGHTS = (0.001, 0.002, 0.004, 0.008, 0.016)
 PARTS = ("train", "validate", "tune", "test")
 NATURAL = {
-    "train": ("astronaut.png", "china.jpg", "motorcycle_left.png"),
-    "validate": ("chelsea.png",),
+    "train": ("astronaut.png", "china.jpg", "motorcycle_left.png", "chelsea.png"),
     "tune": ("coffee.png", "coins.png"),
     "test": ("camera.png", "flower.jpg", "rocket.jpg"),
 }
+#: Rows at the end of the larger training images that validate.
+STRIP = 64
 
 
 # ---------------------------------------------------------------- images
@@ -96,15 +98,24 @@ def star_field(seed: int, size: int = 224) -> Tensor:
 def images(kind: str) -> dict[str, list[Tensor]]:
     """Images of a kind by part; parts share no pixel."""
     if kind == "natural":
-        return {part: [shipped(name) for name in names] for part, names in NATURAL.items()}
+        made = {part: [shipped(name) for name in names] for part, names in NATURAL.items()}
+        return strips_apart(made)
     deep, moon = shipped("hubble_deep_field.jpg"), shipped("moon.png")
     drawn = [star_field(seed) for seed in range(6)]
-    return {
-        "train": [deep[..., :250], moon[..., :144], *drawn[:2]],
-        "validate": [deep[..., :218, 250:375], drawn[2]],
+    made = {
+        "train": [deep[..., :250], moon[..., :144], *drawn[:3]],
         "tune": [deep[..., 218:, 250:375], moon[..., :128, 144:], drawn[3]],
         "test": [deep[..., 375:], moon[..., 128:, 144:], *drawn[4:]],
     }
+    return strips_apart(made)
+
+
+def strips_apart(made: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """The last rows of training images of three strips or more validate."""
+    high = [image for image in made["train"] if image.shape[-2] >= 3 * STRIP]
+    low = [image for image in made["train"] if image.shape[-2] < 3 * STRIP]
+    train = [image[..., :-STRIP, :] for image in high]
+    return {**made, "train": low + train, "validate": [image[..., -STRIP:, :] for image in high]}
 
 
 def gaussian(sigma: float) -> Tensor:
@@ -239,21 +250,23 @@ def make_training(row: str, given: Problem, recipe: Recipe, seed: int) -> Traini
     common: dict[str, Any] = {"scale": float(restoration.model.scale), "seed": seed}
     if row in ("CSS", "supervised"):
         size = physics.img_size[1]
-        data = {part: given.x[part] for part in ("train", "validate")}
+        train = given.x["train"]
         if row == "CSS":
             low, high = CSS_FACTORS
-            data = {
-                part: [
-                    scaled_down(y, low * (high / low) ** (k / 7), size)
-                    for y, k in itertools.product(given.y[part], range(8))
-                ]
-                for part in data
-            }
+            train = [
+                scaled_down(y, low * (high / low) ** (k / 7), size)
+                for y, k in itertools.product(given.y["train"], range(8))
+            ]
         made = WithTruth(
-            restoration.model, physics, data["train"], data["validate"],
-            dataclasses.replace(recipe, crop=size), losses=lambda rng: [], **common,
+            restoration.model, physics, train, given.x["validate"],
+            dataclasses.replace(recipe, crop=size), losses=lambda rng: [],
+            judges=partial(recipe.judges, margin=margin), reference=restoration.model.start, **common,
         )  # fmt: skip
         made.seen = restoration.seen
+        if row == "CSS":
+            made.validate = grid_crops(given.y["validate"], crop, recipe.validation_crops)
+        else:
+            made.judge = made.objective  # type: ignore[method-assign]
         return made
     losses: dict[str, Callable[[torch.Generator], list[Loss]]] = {
         "SURE": lambda rng: [SUREGaussianLoss(rng=rng)],
@@ -264,7 +277,8 @@ def make_training(row: str, given: Problem, recipe: Recipe, seed: int) -> Traini
     }
     return Training(
         restoration.model, physics, given.y["train"], given.y["validate"], recipe,
-        losses=losses[row], **common,
+        losses=losses[row], judges=partial(recipe.judges, margin=margin),
+        reference=restoration.model.start, **common,
     )  # fmt: skip
 
 
@@ -295,10 +309,11 @@ def score(
                 curve.append(round(statistics.mean(psnr(given.restoration, given, part)), 3))
 
             training.run(log=follow)
+        more["last"] = [round(v, 3) for v in psnr(given.restoration, given, part)]
         given.restoration.model = training.result()
         values = psnr(given.restoration, given, part)
         validations = [line.validation for line in training.history]
-        more = {
+        more |= {
             "validation": [float(f"{v:.4g}") for v in validations],
             "best step": training.history[validations.index(min(validations))].step,
             "psnr": curve,
@@ -316,7 +331,7 @@ def score(
 VARIANTS: dict[str, dict[str, Any]] = {
     "as chosen": {},
     "rate .001": {"learning_rate": 1e-3},
-    "batch 4": {"batch": 4},
+    "batch 8": {"batch": 8},
     "no averaging": {"averaging": 0.0},
     "factors .5-.75": {"factors": (0.5, 0.75)},
     "factors .25-.6": {"factors": (0.25, 0.6)},
@@ -328,9 +343,8 @@ ORDER = [
 ]  # fmt: skip
 
 
-def stored(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def stored(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of an earlier call with the same settings."""
-    path = RESULTS / f"{name}.json"
     if not path.exists():
         return []
     record = json.loads(path.read_text())
@@ -370,7 +384,7 @@ def main() -> None:
     start = time.perf_counter()
     name = "scale_ei_tuning" if options.tune else "scale_ei"
     settings = json.loads(json.dumps(dataclasses.asdict(RECIPE)))
-    rows = stored(name, settings)
+    rows = stored((options.out or RESULTS) / f"{name}.json", settings)
     names = list(VARIANTS) if options.tune else list(ROWS)
     for seed, (kind, task), row in itertools.product(range(options.seeds), ORDER, names):
         key = {"seed": seed, "kind": kind, "task": task, "row": row}
