@@ -100,6 +100,9 @@ class LinearTransform(Transform):
 
     Sequences ``(B, C, T, H, W)`` are transformed frame by frame with the same parameters.
 
+    Transforms compose with ``*``, ``+`` and ``|``, and keep their inverses. deepinv merges the
+    parameters by name: two transforms of one kind in a chain share them.
+
     :param int n_trans: number of random transforms for each image.
     :param torch.Generator rng: source of randomness. Default: a new generator with torch's fixed
         seed.
