@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -179,8 +180,16 @@ def _check(folder: Path, psfs: list[Path], overwrite: bool) -> None:
 
     for path in psfs:
         existing_file(path, "PSF")
-    for name in ("calibration.png", "calibration.json"):
+    for name in ("calibration.png", "calibration_std.fits", "calibration.json"):
         check_free(folder / name, overwrite)
-    if folder.exists() and not folder.is_dir():
-        message = f"cannot make the folder {folder}: it is a file; choose another with `out`"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        message = (
+            f"cannot make the folder {folder}: {existing} is a file; choose another with `out`"
+        )
         raise NotADirectoryError(message)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        message = (
+            f"cannot write in the folder {existing}: its mode forbids it; choose another with `out`"
+        )
+        raise PermissionError(message)

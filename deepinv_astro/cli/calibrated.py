@@ -370,7 +370,7 @@ def read_calibration(path: Path, problem: Problem) -> Problem:
         if given["psf"] is not None:
             values["filter"] = torch.tensor(given["psf"]).to(y)[None]
         physics = problem.physics.variant(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise _broken(path, str(error)) from error
     sequence = dataclasses.replace(
         problem.sequence,
@@ -379,7 +379,7 @@ def read_calibration(path: Path, problem: Problem) -> Problem:
         psf=problem.sequence.psf if given["psf"] is None else values["filter"][0],
         provenance=(*problem.sequence.provenance, f"Calibrated by {path}."),
     )
-    std = _read_std(path.parent / content["flux_std"], problem)
+    std = _read_std(path.parent / str(content["flux_std"]), problem)
     return dataclasses.replace(
         problem, sequence=sequence, physics=physics, calibration_std=std.to(y)
     )

@@ -35,9 +35,8 @@ def write_figure(path: Path, problem: Problem, before: ADI, found: SelfCalibrati
 
     free_psf = any(name.startswith("psf") for name in found.report.names)
     figure = Figure(figsize=(13, 12.5 if free_psf else 8.5), layout="constrained")
-    axes = figure.subplot_mosaic(
-        [*([["a", "b", "c"]] if free_psf else []), ["d", "e", "f"], ["g"] * 3]
-    )
+    rows = "abc;def;ggg" if free_psf else "def;ggg"
+    axes = figure.subplot_mosaic(rows)
     if free_psf:
         _psfs([axes[k] for k in "abc"], before, found.physics)
     y = problem.sequence.y

@@ -82,7 +82,7 @@ def test_parameters_are_found_with_errors(calibrated):
     for words in (
         "row",
         "gain[7]",
-        "stay at the prior",
+        "Stays at the prior",
         "common to all frames",
         "calibration.json",
     ):
@@ -144,23 +144,76 @@ def test_wrong_file_is_one_clear_line(text, words, files, tmp_path):
     assert "--calibration" in result.output
 
 
-def test_calibration_of_another_sequence_is_refused(calibrated, files, tmp_path):
+def reconstruct_with(content: dict, files, folder: Path, *more: object) -> Result:
+    """``reconstruct`` with a changed file of ``calibrate``."""
+    wrong = folder / "calibration.json"
+    wrong.write_text(json.dumps(content))
+    return run(
+        "reconstruct", *files[:3], "--center", "14,13", "--calibration", wrong,
+        "--method", "white", "--out", folder / "r", *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"frames": 9}, "9 frames"),
+        ({"target": "HD 1"}, "expected 'HD 2'"),
+        ({"operator": {}}, "no 'center'"),
+        ({"operator": {"gain": None}}, "NoneType"),
+        ({"operator": {"gain": [1.0, 1.0]}}, "gain is given for 2 frames"),
+        ({"flux_std": "none.fits"}, "none.fits"),
+        ({"flux_std": 3}, "no such file"),
+    ],
+)
+def test_changed_file_is_one_clear_line(change, words, calibrated, files, tmp_path):
     out, _ = calibrated
     content = json.loads((out / "calibration.json").read_text())
-    wrong = tmp_path / "calibration.json"
-    wrong.write_text(json.dumps({**content, "frames": 9}))
-    result = run(
-        "reconstruct",
-        *files[:3],
-        "--center",
-        "14,13",
-        "--calibration",
-        wrong,
-        "--out",
-        tmp_path / "r",
-    )
+    for name, value in change.items():
+        partial = isinstance(value, dict) and value
+        content[name] = {**content[name], **value} if partial else value
+    result = reconstruct_with(content, files, tmp_path, "--target", "HD 2")
     assert result.exit_code == 2
-    assert "9 frames" in result.output
+    assert words in result.output
+    assert result.output.count("Error:") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_error_of_the_calibration_is_in_the_map_and_in_the_sources(calibrated, files, tmp_path):
+    """In quadrature, where the sky is: the flux is uncertain by the gain that no one knows."""
+    out, _ = calibrated
+    with fits.open(out / "calibration_std.fits") as hdus:
+        std = hdus[0].data[0]
+    common = 0.1 / FRAMES**0.5
+    for row, column in ((22, 17), (9, 20), (16, 4)):
+        assert 0.9 < std[row, column] / (common * 3000) < 1.4  # and the errors of centre and PSF
+    assert std[4, 4] == 0
+    content = json.loads((out / "calibration.json").read_text())
+    maps, sources = [], []
+    for factor in (0.0, 1.0):
+        folder = tmp_path / str(factor)
+        folder.mkdir()
+        fits.PrimaryHDU(
+            (factor * std[None]).astype("float32"), fits.getheader(out / "calibration_std.fits")
+        ).writeto(folder / "calibration_std.fits")
+        result = reconstruct_with(content, files, folder, "--sky-size", 33)
+        assert result.exit_code == 0, result.output
+        maps.append(fits.getdata(folder / "r" / "image.fits", "UNCERTAINTY").squeeze())
+        report = json.loads((folder / "r" / "report.json").read_text())
+        sources.append({e["name"]: e for e in report["sources"]})
+    grown = (maps[1] ** 2 - maps[0] ** 2).clip(0) ** 0.5
+    # the star is at row 14, column 13 of the sky that was calibrated, at 16, 16 of this one
+    assert grown[24, 20] == pytest.approx(std[22, 17], rel=1e-3)
+    assert grown[6, 7] == pytest.approx(0, abs=1e-3)
+    before, after = (s["A"]["flux_std"] for s in sources)
+    assert 0.9 < (after**2 - before**2) ** 0.5 / (common * 3000) < 1.4
+
+
+def test_nothing_is_begun_where_nothing_can_be_written(files, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("calibrate", *files[:3], "--center", "14,13", "--out", tmp_path / "file" / "sub")
+    assert result.exit_code == 2
+    assert "is a file" in result.output
 
 
 def test_bad_requests_are_one_clear_line(calibrated, files, tmp_path):
