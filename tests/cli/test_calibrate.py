@@ -187,7 +187,7 @@ def test_error_of_the_calibration_is_in_the_map_and_in_the_sources(calibrated, f
     common = 0.1 / FRAMES**0.5
     for row, column in ((22, 17), (9, 20), (16, 4)):
         assert 0.9 < std[row, column] / (common * 3000) < 1.4  # and the errors of centre and PSF
-    assert std[4, 4] == 0
+    assert std[4, 4] < 1e-3
     content = json.loads((out / "calibration.json").read_text())
     maps, sources = [], []
     for factor in (0.0, 1.0):
