@@ -170,6 +170,22 @@ def test_network_does_not_see_what_judges_it():
     torch.testing.assert_close(slope, 2 * model.drawn.kept)
 
 
+def test_operator_of_the_network_measures_what_it_is_given():
+    """S A T, as a network with data consistency needs it."""
+    seen = []
+    network = torch.nn.Identity()
+    network.forward = lambda y, physics: seen.append((y, physics)) or physics.A_adjoint(y)
+    transform, physics, y = Turned(), Dense(), _random(12, 2, *DATA)
+    model = SplitModel(network, transform, BernoulliMask(0.5), 1)
+    model(y, physics, update_parameters=True)
+    ((data, virtual),) = seen
+    x = _random(13, 2, 1, *SIZE)
+    kept, parameters = model.drawn
+    torch.testing.assert_close(data, kept * y)
+    measured = physics.A(transform.transform(x, **parameters))
+    torch.testing.assert_close(virtual.A(x), kept * measured)
+
+
 LEVEL = 0.7
 
 
