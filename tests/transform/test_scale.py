@@ -123,6 +123,10 @@ def test_one_parameter_for_each_image():
         "center": (3, 2, 2),
     }
     assert_parameters_per_image(transform, x, params)
+    # a row of parameters that is shorter than the batch is repeated, fastest first
+    few = {name: value[:1] for name, value in params.items()}
+    twice = transform(torch.cat([x, 1 - x]), **few)
+    torch.testing.assert_close(twice, torch.cat([transform(v, **few) for v in (x, 1 - x)]))
     # a vector is one transform for each value, applied to the whole batch
     y = transform(x, factor=[0.5, 0.8, 1.2], center=(3, 4))
     assert len(y) == 6

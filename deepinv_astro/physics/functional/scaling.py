@@ -3,6 +3,7 @@ r"""Scaling of images about a point: one interpolation along each axis, with its
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -64,6 +65,11 @@ _PIECES = {
 }
 
 
+def _polynomial(coefficients: Sequence[Tensor], f: Tensor) -> Tensor:
+    a, b, c, d = coefficients
+    return torch.addcmul(a, f, torch.addcmul(b, f, torch.addcmul(c, f, d)))
+
+
 def kernel_values(distance: Tensor, kernel: Kernel | str) -> Tensor:
     r"""Interpolation kernel :math:`\eta(t)`: one at zero, zero at all other integers.
 
@@ -85,13 +91,12 @@ def kernel_values(distance: Tensor, kernel: Kernel | str) -> Tensor:
         >>> kernel_values(t, "spline").abs().round(decimals=3).tolist()
         [0.6, 1.0, 0.6, 0.0, 0.127]
     """
-    pieces = _PIECES[Kernel(kernel)]
-    table = torch.cat([pieces, torch.zeros(1, 4)]).to(distance)
+    pieces = torch.nn.functional.pad(_PIECES[Kernel(kernel)], (0, 0, 0, 1)).to(distance)
     t = distance.abs()
-    n = t.detach().floor().clamp(max=len(pieces))
-    f = t - n
-    a, b, c, d = table[n.long()].unbind(-1)
-    return a + f * (b + f * (c + f * d))
+    n = t.detach().floor().clamp(max=len(pieces) - 1)
+    place = n.int().flatten()
+    rows = [column.index_select(0, place).view_as(t) for column in pieces.mT.contiguous()]
+    return _polynomial(rows, t - n)
 
 
 def mirror(index: Tensor, size: int) -> Tensor:
@@ -113,17 +118,14 @@ class _Taps(NamedTuple):
     size: int
 
 
-def _powers(f: Tensor) -> Tensor:
-    return torch.stack([torch.ones_like(f), f, f**2, f**3], dim=-1)
-
-
 def _weights(fraction: Tensor, stretch: Tensor | None, kernel: Kernel) -> tuple[Tensor, Tensor]:
     """Offsets ``(K,)`` of taps, and weights ``(b, 2, n, K)`` for positions above the pixel 0."""
     pieces = _PIECES[kernel].to(fraction)
     half = math.ceil(len(pieces) * (1.0 if stretch is None else float(stretch.detach().max())))
     offset = torch.arange(1 - half, half + 1, device=fraction.device)
     if stretch is None:  # all taps are at the same fraction of their piece
-        left, right = _powers(fraction) @ pieces.flip(0).mT, _powers(1 - fraction) @ pieces.mT
+        left = _polynomial(pieces.flip(0).unbind(1), fraction[..., None])
+        right = _polynomial(pieces.unbind(1), 1 - fraction[..., None])
         weight = torch.cat([left, right], dim=-1)
     else:
         stretch = stretch.to(fraction)[:, None, None, None]
@@ -198,10 +200,11 @@ def _along_rows(x: Tensor, taps: _Taps, transposed: bool) -> Tensor:
     images, channels, height, width = x.shape
     lines = x.transpose(1, 2).reshape(images, height, channels * width)
     weight = taps.weight.to(x.dtype)
-    if transposed:
-        lines = _Spread.apply(lines, taps.pixel, weight, taps.size)
-    else:
-        lines = _Read.apply(lines, taps.pixel, weight)
+    function = _Spread if transposed else _Read
+    inputs = (lines, taps.pixel, weight, *((taps.size,) if transposed else ()))
+    # without gradients, spare small images the toll of autograd
+    tracked = torch.is_grad_enabled() and (lines.requires_grad or weight.requires_grad)
+    lines = (function.apply if tracked else function.forward)(*inputs)
     return lines.view(images, -1, channels, width).permute(0, 2, 3, 1)
 
 
