@@ -280,6 +280,10 @@ def test_physical_optics():
     assert rms.min() < -0.3
     assert rms.max() > 0.3
     assert np.abs(rms).max() <= np.log(2) + 1e-6
+    night = replace(halo, seeing=(0.5, 0.5), drift=(3.0, 3.0))
+    model = night.draw(2, (15, 15), 9, torch.Generator().manual_seed(0)).detector
+    assert model.residual_rms == pytest.approx(0.5 * 325)
+    assert (model.drift_rms, model.pointing_rms) == pytest.approx((3 * 36, 3 * 0.06))
 
 
 class _Tiny(torch.nn.Module):
