@@ -17,7 +17,7 @@ from deepinv_astro.optim.adi_calibration import (
 )
 from deepinv_astro.optim.adi_tangents import CalibratedADI, calibration_modes, sky_symmetries
 from deepinv_astro.optim.regions import Partition
-from deepinv_astro.optim.sky_solver import conjugate_gradients, solve
+from deepinv_astro.optim.sky_solver import SkyGrid, conjugate_gradients, solve
 from deepinv_astro.physics import (
     ADI,
     Calibration,
@@ -217,6 +217,61 @@ def test_sky_follows_as_in_the_dense_problem(rng):
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_filters_read_the_score_off_the_residual(rng):
+    physics = operator()
+    calibration, own = geometry(physics), prior()
+    speckles = expansion(physics, rng)
+    model = CalibratedADI(physics, calibration)
+    none = whole_trace(own.free)[:0]
+    found = expand_evidence(
+        model, calibration.mean, sky(), speckles, own, none, tol=1e-10, max_iter=1000
+    )
+    read = (found.filters(physics) * speckles.score).sum((1, 2, 3, 4))
+    torch.testing.assert_close(read, found.score, rtol=1e-6, atol=1e-6)
+
+
+def test_sky_of_splines_is_the_best_of_its_kind(rng):
+    """Against the dense minimum over the splines that reach into what is free."""
+    pixels = prior()
+    grid = SkyGrid.of(sky(), 2.0)
+    own = SkyPrior(pixels.free, pixels.stiffness, pixels.noise, grid)
+    root = torch.randn(SKY[0] * SKY[1], 40, generator=rng, dtype=F64)
+
+    def curvature(d: Tensor) -> Tensor:
+        return ((d.flatten(1) @ root @ root.T).view_as(d) + 5 * d) * own.free
+
+    b = torch.randn(2, 1, *SKY, generator=rng, dtype=F64) * own.free
+    used = (grid.overlap(own.free) > 0.1).flatten()
+    unit = torch.eye(len(used), dtype=F64)[used].view(-1, 1, *grid.overlap(own.free).shape[-2:])
+    phi = (grid(unit) * own.free).flatten(1)
+    k = curvature(grid(unit) * own.free).flatten(1) @ phi.T
+    wanted = torch.linalg.solve(k, phi @ b.flatten(1).T).T @ phi
+    found = own.solve(curvature, b, 1e-10, 500).flatten(1)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert int(used.sum()) < 0.8 * int(own.free.sum())
+    knot = grid.rows.sum(0)
+    torch.testing.assert_close(knot, torch.ones_like(knot))  # splines add up to one everywhere
+
+
+def test_evidence_of_a_sharp_operator_needs_as_many_unknowns_as_the_psf_tells(rng):
+    """Splines half a width apart give the information of all pixels."""
+    physics = operator()
+    calibration = geometry(physics)
+    speckles, pixels = expansion(physics, rng), prior()
+    model = CalibratedADI(physics, calibration)
+    none = whole_trace(pixels.free)[:0]
+    both = []
+    for grid in (None, SkyGrid.of(sky(), 2.0)):
+        own = SkyPrior(pixels.free, pixels.stiffness, pixels.noise, grid)
+        both.append(
+            expand_evidence(
+                model, calibration.mean, sky(), speckles, own, none, tol=1e-10, max_iter=1000
+            )
+        )
+    near(both[1].information, both[0].information, 0.05)
+    near(both[1].score, both[0].score, 0.1)
 
 
 def test_expansion_is_that_of_the_likelihood(rng):

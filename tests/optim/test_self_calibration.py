@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepinv_astro.optim import REXPACO, CalibrationFrames, Marginal, Term
-from deepinv_astro.optim.self_calibration import SelfCalibration, self_calibrate
+from deepinv_astro.optim import REXPACO, CalibrationFrames, Marginal, TemporalLikelihood, Term
+from deepinv_astro.optim.adi_calibration import SpeckleExpansion
+from deepinv_astro.optim.regions import Partition
+from deepinv_astro.optim.self_calibration import SelfCalibration, scatter, self_calibrate
 from deepinv_astro.physics import ADI, Calibration, Free, free_angles, free_center, free_gain
 
 SIZE, FRAMES = (25, 23), 8
@@ -109,6 +111,24 @@ def test_operator_is_left_alone_and_answer_repeats():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 1.0), (2.0, 4.0)])
+def test_scatter_elsewhere_is_what_is_expected_of_white_noise(factor, expected):
+    """And the square of its excess where a filter finds more; the place of the filter itself is left out."""
+    rng = torch.Generator().manual_seed(1)
+    noise = torch.randn(1, 1, FRAMES, *SIZE, generator=rng)
+    labels = torch.zeros(SIZE, dtype=torch.long)
+    likelihood = TemporalLikelihood([Partition.from_labels(labels)], torch.ones(SIZE), 1e-3)
+    speckles = SpeckleExpansion(likelihood, noise, None)
+    filters = torch.zeros(30, 1, FRAMES, *SIZE)
+    for k in range(30):
+        filters[k, 0, k % FRAMES, 18 + k % 4, 12 + k // 8] = 1.0
+    speckles.score = factor * speckles.score
+    speckles.score[..., 18:22, 12:16] = 1e3
+    assert float(scatter(speckles, filters, torch.tensor([11.6, 11.2]))) == pytest.approx(
+        expected, rel=0.35
+    )
+
+
 def test_errors_of_calibration_reach_the_image():
     """The flux of the image is uncertain by the gain that no one knows."""
     answer, _, _ = found()
@@ -120,6 +140,10 @@ def test_errors_of_calibration_reach_the_image():
     common = 0.1 / FRAMES**0.5
     expected = common * float(answer.image[here].sum())
     assert float(answer.image_std[here].sum()) > expected / 2
+    # a point source there has the flux error of the gain, and of a little more
+    assert 0.8 < float(answer.flux_std[0, 0, row, column]) / (common * 3000) < 1.6
+    assert float(answer.flux_std[0, 0, 2, 2]) < 1e-3
+    assert not torch.equal(answer.first, answer.image)
 
 
 def test_frames_of_the_star_tell_the_width_that_the_sequence_does_not():
