@@ -161,7 +161,9 @@ def test_another_recipe_or_images_too_small_are_refused() -> None:
     state = make().state_dict()
     with pytest.raises(ValueError, match="'batch': 2"):
         make(dataclasses.replace(RECIPE, batch=3)).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"crops of 50 pixels do not fit in images of 31 \(train\)"):
+    with pytest.raises(
+        ValueError, match=r"crops of 50 pixels do not fit in images of 31 \(train\)"
+    ):
         make(dataclasses.replace(RECIPE, crop=50))
 
 
@@ -218,6 +220,8 @@ def test_model_is_trained_in_place_and_improves() -> None:
     training = make(dataclasses.replace(RECIPE, steps=40, validate_every=40, learning_rate=3e-3))
     before = [p.clone() for p in training.model.parameters()]
     training.run()
-    assert any(not torch.equal(a, b) for a, b in zip(before, training.model.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, training.model.parameters(), strict=True)
+    )
     assert isinstance(training.result(), nn.Module)
     assert not training.result().training
