@@ -104,10 +104,14 @@ class Operators:
 
     def __init__(self, angles: Tensor):
         size, star = (1, PIXELS, PIXELS), (1, PIXELS + 1, PIXELS + 1)
-        psf = gaussian_psf((15, 15), 2 * 2 * math.sqrt(2 * math.log(2))).to(F64)
+        one, two = (
+            gaussian_psf((15, 15), sigma * 2 * math.sqrt(2 * math.log(2))).to(F64)
+            for sigma in (1.0, 2.0)
+        )
         bicubic = bicubic_filter(2)[0, 0].to(F64)
         self.physics: dict[str, Any] = {
-            "blur, sigma 2 px": Blur(size, psf, dtype=F64),
+            "blur, sigma 1 px": Blur(size, one, dtype=F64),
+            "blur, sigma 2 px": Blur(size, two, dtype=F64),
             "x2, mean of 2 x 2": Blur(size, torch.ones(1, 1), factor=2, sampling="mean", dtype=F64),
             "x2, bicubic": Blur(size, bicubic / bicubic.sum(), factor=2, dtype=F64),
             "ADI": ADI(star, angles[::5], dtype=F64),
@@ -154,6 +158,9 @@ class Operators:
 
 
 PAIRS = (
+    Pair("blur, sigma 1 px", "shift", False),
+    Pair("blur, sigma 1 px", "star rotation", False),
+    Pair("blur, sigma 1 px", "scale", True),
     Pair("blur, sigma 2 px", "shift", False),
     Pair("blur, sigma 2 px", "star rotation", False),
     Pair("blur, sigma 2 px", "scale", True),
@@ -273,7 +280,7 @@ def judge(content: dict[str, Any]) -> list[dict[str, Any]]:
     margins = [
         min(p["gain_db"] for p in loud if p["operator"] == o)
         - max(p["gain_db"] for p in silent if p["operator"] == o)
-        for o in ("blur, sigma 2 px", "ADI")
+        for o in ("blur, sigma 1 px", "blur, sigma 2 px", "ADI")
     ]
     return [
         {"what": "modes, closed form - operator", "found": modes["difference"], "passed": modes["difference"] < 1e-3},
