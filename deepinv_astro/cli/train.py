@@ -229,8 +229,6 @@ def _training(
         held,
         recipe,
         losses=functools.partial(recipe.losses, margin=margin),
-        judges=functools.partial(recipe.judges, margin=margin),
-        reference=restoration.model.start,
         scale=float(restoration.model.scale),
         seed=seed,
     )
@@ -278,7 +276,7 @@ def _run(
         advance(training.step)
         training.run(folder / CHECKPOINT, advance, log)
     log(training)
-    line = min(training.history, key=lambda v: v.validation)
+    line = training.chosen
     content = {
         **settings,
         "steps": training.step,

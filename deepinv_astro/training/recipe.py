@@ -41,7 +41,8 @@ class Recipe:
     :param float gradient_norm: longer gradients are shortened to it; losses are in units of the
         squared contrast of the images.
     :param int validate_every: steps between validations, each followed by a checkpoint.
-    :param int patience: validations without a better one until the training stops.
+    :param int patience: validations without a better one until the training stops, in the second
+        half of the steps; see :class:`Training`.
     :param int validation_crops: most crops of one validation.
     :raises ValueError: if a number is out of range; the message names it.
 
@@ -100,28 +101,11 @@ class Recipe:
         """
         terms: list[Loss] = [SUREGaussianLoss(rng=rng)]
         if self.equivariance:
-            terms.append(self._scaled(self.factors, rng, margin, self.equivariance))
+            scale = Scale(LogUniform(*self.factors), "random", rng=rng)
+            terms.append(
+                EquivariantLoss(scale, stop_gradient=True, weight=self.equivariance, margin=margin)
+            )
         return terms
-
-    def judges(self, rng: torch.Generator, margin: int = 0) -> list[Loss]:
-        r"""The terms of validations: as :meth:`losses`, with the least factor and weight one.
-
-        :class:`Training` gives the second one a reconstruction that does not change, in place of
-        :math:`\hat x`: with its own, a network that makes images smooth would be found the best.
-
-        :param torch.Generator rng: source of the probes and centres.
-        :param int margin: pixels along each edge of the sky that the detector does not see.
-        :return: (list) SURE and an equivariance loss.
-        """
-        least = (self.factors[0], self.factors[0])
-        return [SUREGaussianLoss(rng=rng), self._scaled(least, rng, margin, 1.0)]
-
-    @staticmethod
-    def _scaled(
-        factors: tuple[float, float], rng: torch.Generator, margin: int, weight: float
-    ) -> Loss:
-        scale = Scale(LogUniform(*factors), "random", rng=rng)
-        return EquivariantLoss(scale, stop_gradient=True, weight=weight, margin=margin)
 
     def rate(self, step: int) -> float:
         r"""Learning rate of a step.

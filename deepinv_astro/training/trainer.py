@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from deepinv_astro.datasets.images import grid_crops, random_crops
 from deepinv_astro.io.atomic import atomic_path
-from deepinv_astro.loss.equivariance import EquivariantLoss
 from deepinv_astro.training.recipe import Recipe
 
 __all__ = ["Training", "Validation"]
@@ -52,11 +51,11 @@ class Training:
     at all: weights, their moving average, the optimiser, the states of losses, of the generator,
     and of torch's own. A run that is killed and resumed ends with the same bits.
 
-    Validation is the sum of the judges on held-out crops, for the averaged weights in ``eval`` mode,
-    with the same random numbers each time, and it leaves the generators as they were. Judges that
-    are :class:`~deepinv_astro.loss.equivariance.EquivariantLoss` transform the ``reference``, a
-    reconstruction that does not change, so that values of different steps can be compared. The
-    weights with the least validation are kept.
+    Validation is the sum of the same losses on held-out crops, for the averaged weights in ``eval``
+    mode, with the same random numbers each time, and it leaves the generators as they were. The
+    weights with the least validation in the second half of the steps are kept. Earlier ones
+    are no candidates: an equivariance loss is small for a network that makes images smooth, as
+    the untrained one, and can be compared only between networks that are alike.
 
     :param torch.nn.Module model: :math:`f`, called with ``(y, physics)``; trained in place.
     :param deepinv.physics.LinearPhysics physics: operator of a crop, with its noise model.
@@ -64,9 +63,6 @@ class Training:
     :param validate: held-out images.
     :param Recipe recipe: parts and weights.
     :param losses: makes losses from a generator. Default: those of the recipe.
-    :param judges: makes the losses of validations. Default: those of the recipe.
-    :param torch.nn.Module reference: reconstruction for the judges, called with ``(y, physics)``,
-        such as :class:`~deepinv_astro.models.Tikhonov`. Default: the network itself.
     :param float scale: contrast of the images; losses are divided by its square.
     :param int seed: of all that is random.
     :raises ValueError: if the crop does not fit the operator or the images.
@@ -81,8 +77,6 @@ class Training:
         recipe: Recipe,
         *,
         losses: Callable[[torch.Generator], Sequence[Loss]] | None = None,
-        judges: Callable[[torch.Generator], Sequence[Loss]] | None = None,
-        reference: nn.Module | None = None,
         scale: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -103,8 +97,6 @@ class Training:
         if getattr(noise, "rng", None) is not None:
             noise.rng = self.rng  # one generator, which checkpoints hold
         self.losses = nn.ModuleList((losses or recipe.losses)(self.rng))
-        self.judges = nn.ModuleList((judges or recipe.judges)(self.rng))
-        self.reference = reference
         self.average = copy.deepcopy(model).eval()
         self.best = copy.deepcopy(self.average.state_dict())
         self.optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
@@ -114,9 +106,17 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or the validation has not improved for long enough."""
-        values = [line.validation for line in self.history]
+        values = [line.validation for line in self._candidates()]
         late = len(values) - 1 - values.index(min(values)) if values else 0
         return self.step >= self.recipe.steps or late >= self.recipe.patience
+
+    @property
+    def chosen(self) -> Validation:
+        """The validation of :meth:`result`."""
+        return min(self._candidates() or self.history[-1:], key=lambda line: line.validation)
+
+    def _candidates(self) -> list[Validation]:
+        return [line for line in self.history if 2 * line.step >= self.recipe.steps]
 
     def run(
         self,
@@ -153,12 +153,12 @@ class Training:
         total = 0.0
         with _repeatable(self.rng, _VALIDATION_SEED), torch.no_grad():
             for y in self.validate.split(self.recipe.batch):
-                total += float(self.judge(self.average, y)) * len(y)
+                total += float(self.objective(self.average, y)) * len(y)
         return total / len(self.validate)
 
     def result(self) -> nn.Module:
         """
-        The reconstructor with the least validation.
+        The reconstructor with the least validation of the second half; before that, the last one.
 
         :return: (:class:`torch.nn.Module`) a copy, in ``eval`` mode.
         """
@@ -177,7 +177,6 @@ class Training:
             "average": self.average.state_dict(),
             "best": self.best,
             "losses": self.losses.state_dict(),
-            "judges": self.judges.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "torch_rng": torch.get_rng_state(),
@@ -203,7 +202,6 @@ class Training:
         self.average.load_state_dict(state["average"])
         self.best = state["best"]
         self.losses.load_state_dict(state["losses"])
-        self.judges.load_state_dict(state["judges"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
         torch.set_rng_state(state["torch_rng"])
@@ -243,28 +241,11 @@ class Training:
         :return: (:class:`torch.Tensor`) a number.
         """
         x_net = model(y, self.physics)
-        terms = [self._value(loss, x_net, model, y) for loss in self.losses]
-        return torch.stack(terms).sum() / self.scale**2
-
-    def judge(self, model: nn.Module, y: Tensor) -> Tensor:
-        r"""
-        Sum of the judges on a batch of crops, in units of the squared contrast.
-
-        :param torch.nn.Module model: the average.
-        :param torch.Tensor y: crops ``(B, C, h, w)``.
-        :return: (:class:`torch.Tensor`) a number.
-        """
-        x_net = model(y, self.physics)
-        fixed = x_net if self.reference is None else self.reference(y, self.physics)
         terms = [
-            self._value(loss, fixed if isinstance(loss, EquivariantLoss) else x_net, model, y)
-            for loss in self.judges
+            loss(x=None, x_net=x_net, y=y, physics=self.physics, model=model).mean()
+            for loss in self.losses
         ]
         return torch.stack(terms).sum() / self.scale**2
-
-    def _value(self, loss: nn.Module, x_net: Tensor, model: nn.Module, y: Tensor) -> Tensor:
-        value: Tensor = loss(x=None, x_net=x_net, y=y, physics=self.physics, model=model)
-        return value.mean()
 
     def _close_interval(
         self,
@@ -274,10 +255,10 @@ class Training:
         """Validate, keep the best, write the checkpoint and the log."""
         steps = self.step - (self.history[-1].step if self.history else 0)
         value = self.validation()
-        if not self.history or value < min(line.validation for line in self.history):
-            self.best = copy.deepcopy(self.average.state_dict())
         mean = self._sum / steps if steps else math.nan
         self.history.append(Validation(self.step, mean, value, self._seconds))
+        if value <= min((line.validation for line in self._candidates()), default=value):
+            self.best = copy.deepcopy(self.average.state_dict())
         self._sum = 0.0
         if log is not None:
             log(self)
