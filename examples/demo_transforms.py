@@ -129,7 +129,7 @@ assert error < 0.02
 # Nothing, and back
 # -----------------
 #
-# With the factor one, nothing may change. ``deepinv.transform.Scale`` shifts images by up to a pixel there, takes square images only,
+# With the factor one, nothing may change. ``deepinv.transform.Scale`` shifts images by up to a pixel there, scrambles those that are not square,
 # and lets fine detail reappear as coarse detail. The published recipe of scale-equivariant imaging, which is built on it, is
 # :func:`~deepinv_astro.transform.scale_ei_recipe`, on a grid that is right.
 

@@ -224,7 +224,10 @@ def test_gradients(name):
     [
         (StarRotation(star=STAR), {"angle": [63.0]}),
         (InclinationStretch(star=STAR), {"axis_ratio": [0.5], "position_angle": [62.0]}),
-        (InclinationStretch(star=STAR), {"axis_ratio": [1.7], "position_angle": [140.0], "gain": [0.3]}),
+        (
+            InclinationStretch(star=STAR),
+            {"axis_ratio": [1.7], "position_angle": [140.0], "gain": [0.3]},
+        ),
     ],
 )
 def test_round_trip(transform, params):
