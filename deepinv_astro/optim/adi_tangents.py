@@ -66,12 +66,10 @@ class CalibratedADI:
 
     :param ADI physics: the operator; copied, never changed.
     :param deepinv_astro.physics.Calibration calibration: its free parameters.
-    :param float turn: degrees to turn the sky by beside.
     """
 
     physics: ADI
     calibration: Calibration
-    turn: float = 0.0
     _last: list[tuple[Tensor, ADI]] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
@@ -89,6 +87,7 @@ class CalibratedADI:
 
     def at(self, theta: Tensor) -> ADI:
         """The operator of given parameters ``(n,)``, in their units; the last two are kept."""
+        theta = theta.double()
         for known, calibrated in self._last:
             if torch.equal(known, theta):
                 return calibrated
@@ -97,9 +96,7 @@ class CalibratedADI:
         return calibrated
 
     def _make(self, theta: Tensor) -> ADI:
-        calibrated = self.physics.variant(**self.values(theta))
-        calibrated.update_parameters(angles=calibrated.angles + self.turn)
-        return calibrated
+        return self.physics.variant(**self.values(theta))
 
     def frames(self, theta: Tensor) -> Tensor:
         """Which frames each element of the parameters changes, ``(n, T)``."""
