@@ -52,7 +52,9 @@ def test_an_item_is_what_the_trainer_takes():
 
 def test_no_truth_leaks():
     """Neither by name nor by value: no tensor of an item is a tensor of the truth."""
-    survey = SyntheticSurvey.small(8, seed=5, population=SkyPopulation(empty=0.0), keep=8)
+    survey = SyntheticSurvey.small(
+        8, seed=5, population=SkyPopulation(empty=0.0, planets=(0.0, 1.0)), keep=8
+    )
     item, truth = survey[0], survey.truth(0)
     assert set(item) == {"y", "params"}
     assert set(item["params"]) == {"angles", "filter", "center", "gain"}
@@ -61,7 +63,9 @@ def test_no_truth_leaks():
     item["params"]["angles"].zero_()
     assert bool(survey[0]["y"].any())
     assert bool(survey[0]["params"]["angles"].any())
-    told = SyntheticSurvey.small(8, seed=5, population=SkyPopulation(empty=0.0), with_truth=True)
+    told = SyntheticSurvey.small(
+        8, seed=5, population=SkyPopulation(empty=0.0, planets=(0.0, 1.0)), with_truth=True
+    )
     assert torch.equal(told[0]["x"], truth.x)
     assert _same({k: v for k, v in told[0].items() if k != "x"}, survey[0])
 
