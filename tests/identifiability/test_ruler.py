@@ -243,3 +243,19 @@ def test_printed():
     assert lines[0].startswith("Shift lifts what")
     assert "9 of 15 alone, 15 with Shift (x 1.67)" in lines[1]
     assert "dB" in lines[-1]
+
+
+def test_one_pixel_seen_and_its_neighbour_by_a_shift():
+    """By hand: both in equal parts, the third never; energies relative to whole images."""
+    physics = Inpainting((1, 1, 3), mask=torch.tensor([[[1.0, 0.0, 0.0]]]))
+    x = torch.tensor([3.0, 4.0, 0.0]).view(1, 1, 1, 3)
+    result = identify(physics, torch.zeros(1, 1, 1, 3), lambda x: x.roll(-1, -1), images=x)
+    torch.testing.assert_close(result.joint.values, torch.tensor([0.5, 0.5, 0.0]))
+    torch.testing.assert_close(result.alone.values, torch.tensor([1.0, 0.0, 0.0]))
+    assert (result.rank, result.joint_rank, result.found) == (1, 2, 0.5)
+    assert float(result.visibility_alone) == pytest.approx(9 / 25)
+    assert float(result.visibility_transformed) == pytest.approx(16 / 25)
+    assert result.departure == pytest.approx(2**0.5)
+    assert result.opened == pytest.approx(0.5)
+    torch.testing.assert_close(result.null_images.abs(), torch.tensor([[[[0.0, 0.0, 1.0]]]]))
+    assert result.verdict.startswith("the map makes 50% of what this operator does not see visible")
