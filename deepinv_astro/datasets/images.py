@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from deepinv_astro.io.images import ImageFile, image_files, read_gray_image
 
-__all__ = ["ImageFolder", "grid_crops", "held_out", "random_crops"]
+__all__ = ["ImageFolder", "deep_field", "grid_crops", "held_out", "random_crops"]
 
 #: With this many images, whole ones are held out.
 _MANY = 8
@@ -45,6 +46,44 @@ class ImageFolder(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self.files[index].values).float()[None]
+
+
+def deep_field(size: int = 224, seed: int = 0, sources: int = 260) -> Tensor:
+    r"""A field of stars and galaxies, to try methods on; fluxes are steep, values go from 0 to 1.
+
+    Half of the sources are stars (Gaussian of .7 pixels), half are galaxies: elliptical exponentials
+    of scale lengths from 1 to 5 pixels. A peak exceeds :math:`f` with a probability of
+    :math:`(f / .05)^{-1/.7}`, up to 1. The sky has a level of .03.
+
+    :param int size: rows and columns.
+    :param int seed: of the sources.
+    :param int sources: number of them.
+    :return: (:class:`torch.Tensor`) image ``(1, size, size)``.
+
+    |sep|
+
+    :Examples:
+
+        >>> from deepinv_astro.datasets.images import deep_field
+        >>> field = deep_field(40, seed=3, sources=10)
+        >>> field.shape, bool((field >= 0.03).all())
+        (torch.Size([1, 40, 40]), True)
+    """
+    g = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    image = torch.full((size, size), 0.03)
+    for k in range(sources):
+        u = torch.rand(6, generator=g).tolist()
+        y, x = rows - u[0] * size, columns - u[1] * size
+        peak = min(0.05 * (1 - u[2]) ** -0.7, 1.0)
+        if k % 2:
+            image += peak * torch.exp(-(y**2 + x**2) / (2 * 0.7**2))
+            continue
+        a = math.pi * u[3]
+        along, across = math.cos(a) * x + math.sin(a) * y, math.cos(a) * y - math.sin(a) * x
+        length, ratio = 1.0 + 4.0 * u[4] ** 2, 0.3 + 0.7 * u[5]
+        image += peak * torch.exp(-((along**2 + (across / ratio) ** 2).sqrt()) / length)
+    return image.clamp(max=1.0)[None]
 
 
 def held_out(images: Sequence[Tensor], size: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -35,6 +35,7 @@ from targets import RESULTS, parser, store, table
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
+from deepinv_astro.datasets.images import deep_field
 from deepinv_astro.loss import SUREGaussianLoss
 from deepinv_astro.loss.equivariance import EquivariantLoss
 from deepinv_astro.physics import Blur
@@ -73,27 +74,6 @@ def shipped(name: str) -> Tensor:
     return avg_pool2d(torch.from_numpy(pixels)[None], 2)
 
 
-def star_field(seed: int, size: int = 224) -> Tensor:
-    """Stars (Gaussian, sigma .7 px) and galaxies (elliptical exponentials), steep in flux."""
-    g = torch.Generator().manual_seed(seed)
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    image = torch.full((size, size), 0.03)
-    for k in range(260):
-        u = torch.rand(6, generator=g).tolist()
-        y, x = rows - u[0] * size, columns - u[1] * size
-        peak = min(0.05 * (1 - u[2]) ** -0.7, 1.0)
-        if k % 2:
-            image += peak * torch.exp(-(y**2 + x**2) / (2 * 0.7**2))
-            continue
-        a = math.pi * u[3]
-        along, across = math.cos(a) * x + math.sin(a) * y, math.cos(a) * y - math.sin(a) * x
-        length = 1.0 + 4.0 * u[4] ** 2
-        image += peak * torch.exp(
-            -((along**2 + (across / (0.3 + 0.7 * u[5])) ** 2).sqrt()) / length
-        )
-    return image.clamp(max=1.0)[None]
-
-
 @cache
 def images(kind: str) -> dict[str, list[Tensor]]:
     """Images of a kind by part; parts share no pixel."""
@@ -101,7 +81,7 @@ def images(kind: str) -> dict[str, list[Tensor]]:
         made = {part: [shipped(name) for name in names] for part, names in NATURAL.items()}
         return strips_apart(made)
     deep, moon = shipped("hubble_deep_field.jpg"), shipped("moon.png")
-    drawn = [star_field(seed) for seed in range(6)]
+    drawn = [deep_field(seed=seed) for seed in range(6)]
     made = {
         "train": [deep[..., :250], moon[..., :144], *drawn[:3]],
         "tune": [deep[..., 218:, 250:375], moon[..., :128, 144:], drawn[3]],
