@@ -57,7 +57,7 @@ class Recipe:
     """
 
     equivariance: float = 1.0
-    factors: tuple[float, float] = (0.35, 0.75)
+    factors: tuple[float, float] = (0.5, 1.0)
     crop: int = 48
     batch: int = 4
     steps: int = 1500

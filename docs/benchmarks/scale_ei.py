@@ -4,9 +4,8 @@ Images that scikit-image and scikit-learn ship, halved, in grey, from 0 to 1; as
 the Hubble deep field and the Moon, and fields of stars and galaxies drawn here, as there are no more.
 Noise is 5/255, measurements have no periodic borders, and each training sees one noisy measurement
 of each image. Same network, crops, steps and optimiser in each row; each ends at the least of its own
-validation, in the second half of the
-steps, on strips held out. Settings were chosen on tuning images (``--tune``), which are
-neither trained nor tested on. Results are stored row by row; a second call goes on. Needs
+validation, in the second half of the steps, on strips held out. Settings were chosen on tuning images
+(``--tune``), which are neither trained nor tested on. Results are stored row by row; a second call goes on. Needs
 ``pip install scikit-image scikit-learn``. Run::
 
     python docs/benchmarks/scale_ei.py --seeds 5
@@ -318,7 +317,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch 8": {"batch": 8},
     "no averaging": {"averaging": 0.0},
     "factors .5-.75": {"factors": (0.5, 0.75)},
-    "factors .25-.6": {"factors": (0.25, 0.6)},
+    "factors .35-.75": {"factors": (0.35, 0.75)},
     "weight 3": {"equivariance": 3.0},
 }
 ORDER = [
