@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deepinv_astro.cli.calibration_figure import write_figure
 from deepinv_astro.cli.problem import Problem
+from deepinv_astro.cli.report import plus_minus
 from deepinv_astro.io import Sequence, SequenceError
 from deepinv_astro.io.atomic import atomic_path
 from deepinv_astro.io.files import existing_file
@@ -265,9 +266,8 @@ def show(console: Console, content: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("parameter", "unit", "before", "after", "error ratio"):
-        left = name in ("parameter", "unit")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for name in ("parameter", "before", "after", "error ratio"):
+        table.add_column(name, justify="left" if name == "parameter" else "right")
     for _, group in itertools.groupby(content["parameters"], lambda p: p["name"].split("[")[0]):
         for row in _rows(list(group)):
             table.add_row(*row)
@@ -291,27 +291,25 @@ def _rows(group: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     def typical(key: str) -> float:
         return statistics.median(p[key] for p in group)
 
-    first, unit = group[0], group[0]["unit"]
+    unit = f" ({group[0]['unit']})" if group[0]["unit"] else ""
     if len(group) <= MOST_ROWS:
         return [
             (
-                p["name"],
-                unit,
-                f"{p['prior']:.4f} ± {p['prior_std']:.4f}",
-                f"{p['value']:.4f} ± {p['std']:.4f}",
+                f"{p['name']}{unit}",
+                plus_minus(p["prior"], p["prior_std"]),
+                plus_minus(p["value"], p["std"]),
                 f"{p['ratio']:.2f}",
             )
             for p in group
         ]
     changes = [p["value"] - p["prior"] for p in group]
     rms = math.sqrt(statistics.fmean(c * c for c in changes))
-    name = first["name"].split("[")[0]
+    name = group[0]["name"].split("[")[0]
     return [
         (
-            f"{name} (all {len(group)})",
-            unit,
-            f"± {typical('prior_std'):.4f}",
-            f"rms change {rms:.4f} ± {typical('std'):.4f}",
+            f"{len(group)} of {name}{unit}",
+            f"± {typical('prior_std'):.2g}",
+            f"± {typical('std'):.2g} (moved by {rms:.2g} rms)",
             f"{typical('ratio'):.2f}",
         )
     ]
