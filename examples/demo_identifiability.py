@@ -150,7 +150,8 @@ left = pca_throughput(frames, planets, [0, 1, 3, 6], where=where)
 figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), layout="constrained")
 for ax, k, flux in zip(axes, (0, 1, 3, 6), left.flux, strict=True):
     shown = ax.imshow(flux[4:57:2, 4:57:2], origin="lower", vmin=0, vmax=1, extent=(3, 57, 3, 57))
-    ax.set_title(f"k = {k}")
+    ax.set(title=f"k = {k}", xlabel="column (pixels)")
+axes[0].set_ylabel("row (pixels)")
 add_colorbar(axes[-1], shown, "flux of a planet that is left")
 
 kept = [float(flux[where].mean()) for flux in left.flux]
