@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from deepinv.physics import Inpainting
 from torch import Tensor
 
 from deepinv_astro.models.residual_unet import ResidualUNet
@@ -42,6 +43,22 @@ def test_tikhonov_solves_the_normal_equations(factor: int) -> None:
     ).T.reshape(3, 1, 8, 6)
     found = Tikhonov(weight, 400, norm=1 / factor**2, condition=500.0)(y, physics)
     assert torch.allclose(found, expected, atol=1e-9)
+
+
+def test_residuals_are_chebyshev_polynomials() -> None:
+    """r_k = T_k((b + a - 2 l) / (b - a)) / T_k((b + a) / (b - a)) r_0 for an eigenvalue l."""
+    values = torch.tensor([[[0.3, 0.5, 0.9, 1.0]]], dtype=torch.float64)
+    physics = Inpainting((1, 1, 4), mask=values)
+    y, k, condition = random(1, 1, 1, 4), 5, 12.0
+    x = Tikhonov(1e-12, k, norm=1.0, condition=condition)(y, physics)
+    first, last = (values * (y - values * v) for v in (y.mean(), x))
+    high, low = 1.0, 1.0 / condition
+    polynomial = torch.special.chebyshev_polynomial_t(
+        torch.cat([(high + low - 2 * values**2).flatten(), torch.tensor([high + low])])
+        / (high - low),
+        k,
+    )
+    assert torch.allclose((last / first).flatten(), polynomial[:4] / polynomial[4], atol=1e-8)
 
 
 def test_tikhonov_is_linear_after_few_steps_and_batches_do_not_mix() -> None:
