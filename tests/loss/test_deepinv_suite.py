@@ -6,15 +6,11 @@ copied. A family of losses joins by a line in a table.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-from pathlib import Path
-
 import deepinv
 import pytest
 import torch
 from deepinv.transform import Shift
+from deepinv_tests import load, their_device, their_rng  # noqa: F401
 
 from deepinv_astro.loss import (
     EquivariantLoss,
@@ -125,26 +121,7 @@ TRAINED = {
 }
 
 
-def _load(name: str) -> types.ModuleType:
-    """A module of their tests, with its neighbours at hand while it is loaded."""
-    folder = Path(deepinv.__file__).parent / "tests"
-    own = {key: sys.modules.pop(key, None) for key in ("conftest", "dummy")}
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location(f"deepinv_own_{name}", folder / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-        for key, value in own.items():
-            sys.modules.pop(key, None)
-            if value is not None:
-                sys.modules[key] = value
-    return module
-
-
-_theirs = _load("test_loss")
+_theirs = load("test_loss")
 _theirs.choose_sure = lambda noise_type: RISKS[noise_type]()
 _theirs.choose_r2r = lambda noise_type: RECORRUPTED[noise_type]()
 _theirs.choose_loss = lambda loss_name, *args, **kwargs: TRAINED[loss_name]()
@@ -156,16 +133,6 @@ test_r2r = _theirs.test_r2r
 test_losses = _theirs.test_losses
 imsize, physics, dataset = _theirs.imsize, _theirs.physics, _theirs.dataset
 non_blocking_plots = _theirs.non_blocking_plots
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def rng(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(0)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-from pathlib import Path
-
-import deepinv
 import pytest
 import torch
+from deepinv_tests import load, their_device, their_rng  # noqa: F401
 
 from deepinv_astro.physics import (
     DetectorNoise,
@@ -42,35 +37,16 @@ _MAKE = {
 }
 
 
-def _load() -> types.ModuleType:
-    path = Path(deepinv.__file__).parent / "tests" / "test_noise_model.py"
-    spec = importlib.util.spec_from_file_location("deepinv_own_test_noise_model", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def choose_noise(noise_type, rng):
     return _MAKE[noise_type](rng)
 
 
-_theirs = _load()
+_theirs = load("test_noise_model")
 _theirs.choose_noise = choose_noise
 _theirs.NOISES[:] = list(_MAKE)  # in place: their marks hold the same list
 
 test_concatenation = _theirs.test_concatenation
 test_rng = _theirs.test_rng
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def rng(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(0)
 
 
 def test_their_tests_aim_at_ours():

@@ -6,15 +6,10 @@ linear operators is run here over ours. Nothing is copied.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-from pathlib import Path
-
 import cases
-import deepinv
 import pytest
 import torch
+from deepinv_tests import aimed, load, their_device, their_rng  # noqa: F401
 
 from deepinv_astro.physics import ADI, Blur
 
@@ -33,15 +28,6 @@ _BLURS = {
     "blur_zero": {"boundary": "zero", "factor": 2, "sampling": "mean"},
     "blur_valid": {"boundary": "valid", "factor": 2},
 }
-
-
-def _load() -> types.ModuleType:
-    path = Path(deepinv.__file__).parent / "tests" / "test_physics.py"
-    spec = importlib.util.spec_from_file_location("deepinv_own_test_physics", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _operator(name: str, size: tuple[int, int, int], device: torch.device | str) -> ADI | Blur:
@@ -81,46 +67,20 @@ def find_operator(name, device, imsize=None, get_physics_param=False):
     return (*found, _BUFFERS[name]) if get_physics_param else found
 
 
-_theirs = _load()
+_theirs = load("test_physics")
 _theirs.find_operator = find_operator
 _theirs.OPERATORS.extend(_BUFFERS)
 
 
-def _aimed_at_ours(test: types.FunctionType) -> types.FunctionType | None:
-    """The test with its names of operators replaced, or None if it is not about linear operators."""
-    marks, ours = [], False
-    for mark in getattr(test, "pytestmark", []):
-        names = mark.args[1] if mark.name == "parametrize" and mark.args[0] == "name" else ()
-        if set(names) >= {"inpainting", "CS", "fftdeblur"}:
-            mark, ours = pytest.mark.parametrize("name", list(_BUFFERS)).mark, True
-        marks.append(mark)
-    if not ours:
-        return None
-    copy = types.FunctionType(
-        test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__
-    )
-    copy.pytestmark = marks
-    return copy
-
-
-_found = {n: _aimed_at_ours(f) for n, f in vars(_theirs).items() if n.startswith("test_")}
-_found = {name: test for name, test in _found.items() if test is not None}
+_found = aimed(
+    _theirs, "name", list(_BUFFERS), lambda names: set(names) >= {"inpainting", "CS", "fftdeblur"}
+)
 globals().update(_found)
 
 
 @pytest.fixture(autouse=True)
 def _in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # one of their tests writes files
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def rng(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(0)
 
 
 def test_the_tests_were_found():

@@ -9,14 +9,9 @@ splines get a square with soft edges, in double precision; those with compact ke
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-from pathlib import Path
-
-import deepinv
 import pytest
 import torch
+from deepinv_tests import aimed, load, their_device, their_rng  # noqa: F401
 
 from deepinv_astro.transform import Amplitude, InclinationStretch, Scale, StarRotation
 
@@ -48,16 +43,7 @@ _NAMES = [
 ]
 
 
-def _load() -> types.ModuleType:
-    path = Path(deepinv.__file__).parent / "tests" / "test_transform.py"
-    spec = importlib.util.spec_from_file_location("deepinv_own_test_transform", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_theirs = _load()
+_theirs = load("test_transform")
 _choose = _theirs.choose_transform
 
 
@@ -71,24 +57,7 @@ def choose_transform(transform_name, device, rng):
 _theirs.choose_transform = choose_transform
 
 
-def _aimed_at_ours(test: types.FunctionType) -> types.FunctionType | None:
-    """The test with its names of transforms replaced, or None if it is not about all of them."""
-    marks, ours = [], False
-    for mark in getattr(test, "pytestmark", []):
-        if mark.name == "parametrize" and mark.args[0] == "transform_name":
-            mark, ours = pytest.mark.parametrize("transform_name", _NAMES).mark, True
-        marks.append(mark)
-    if not ours:
-        return None
-    copy = types.FunctionType(
-        test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__
-    )
-    copy.pytestmark = marks
-    return copy
-
-
-_found = {n: _aimed_at_ours(f) for n, f in vars(_theirs).items() if n.startswith("test_")}
-_found = {name: test for name, test in _found.items() if test is not None}
+_found = aimed(_theirs, "transform_name", _NAMES)
 globals().update(_found)
 image, pattern_offset = _theirs.image, _theirs.pattern_offset
 
@@ -107,16 +76,6 @@ def pattern(request: pytest.FixtureRequest, pattern_offset, device):
         for o in pattern_offset
     )
     return (rows[:, None] * columns).expand(1, 3, 256, 256).contiguous()
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def rng(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(0)
 
 
 def test_the_tests_were_found():
