@@ -125,7 +125,7 @@ def calibration_of(physics: ADI, psfs: list[Tensor], settings: Settings) -> Cali
         if len(psfs) < 2:
             raise ValueError(
                 "`free=psf`: found one image of the star; expected two or more, "
-                "whose differences say how the PSF varies: pass another with `psf`"
+                "whose differences say how the PSF varies: pass another with --psf"
             )
         basis = psf_basis(torch.stack(psfs))
         size = basis.covariance.diagonal().sqrt()
@@ -239,25 +239,54 @@ def _stays(table: CalibrationReport, kind: str) -> bool:
 
 def kept_lines(table: CalibrationReport) -> list[str]:
     """
-    What stays at the prior, in words: what frames have in common by that name.
+    What stays at the prior, in words: what frames have in common by that name, then the rest.
 
     >>> from deepinv_astro.physics import free_gain
     >>> flat = torch.full((4, 4), -0.25) + torch.eye(4)
     >>> kept_lines(Calibration(free_gain(torch.ones(4), 0.1)).report(1e6 * flat))
     ['common gain of all 4 frames (posterior/prior 1.000)']
+    >>> some = torch.diag(torch.tensor([0.0, 0.01, 0.02, 0.01, 1e6]))
+    >>> kept_lines(Calibration(free_gain(torch.ones(5), 0.1)).report(some))
+    ['4 combinations of gain (posterior/prior 0.990 to 1.000)']
     """
     if bool(table.kept.all()):
         return [f"all {len(table.names)} parameters"]
-    lines = []
-    described = table.describe_kept()
-    for line, direction in zip(described, table.kept_directions.T, strict=True):
-        for word in ("gain", "angle"):
-            own = [k for k, name in enumerate(table.names) if name.startswith(f"{word}[")]
-            if own and float(direction[own].sum().square()) > 0.9 * len(own):
-                ratio = line[line.rindex("(") :]
-                line = f"common {word} of all {len(own)} frames {ratio}"
-        lines.append(line)
-    return lines
+    kept = table.kept_directions.double().cpu()
+    square = table.direction_ratio[table.kept].double().cpu().square()
+    lines, known = [], kept[:, :0]
+    for words, direction in _named_directions(table):
+        if float((kept.T @ direction).square().sum()) > 0.9:
+            ratio = float((square @ (kept.T @ direction).square()).sqrt())
+            lines.append(f"{words} (posterior/prior {ratio:.3f})")
+            known = torch.cat([known, direction[:, None]], 1)
+    rest = kept - known @ (torch.linalg.pinv(known) @ kept)
+    basis, sizes, _ = torch.linalg.svd(rest, full_matrices=False)
+    rest = basis[:, sizes > 0.5]
+    if not rest.shape[1]:
+        return lines
+    kinds = [name.split("[")[0] for name in table.names]
+    share = dict.fromkeys(kinds, 0.0)
+    for kind, row in zip(kinds, rest, strict=True):
+        share[kind] += float(row.square().sum())
+    named = ", ".join(kind for kind, size in share.items() if size > 0.25)
+    ratios = (square @ (kept.T @ rest).square()).sqrt()
+    low, high = float(ratios.min()), float(ratios.max())
+    many = f"{rest.shape[1]} combinations" if rest.shape[1] > 1 else "a combination"
+    span = f"{low:.3f} to {high:.3f}" if rest.shape[1] > 1 else f"{high:.3f}"
+    return [*lines, f"{many} of {named} (posterior/prior {span})"]
+
+
+def _named_directions(table: CalibrationReport) -> list[tuple[str, Tensor]]:
+    """Directions that have a name: true North, and what all frames have in common."""
+    found = []
+    for word in ("true north", "angle", "gain"):
+        own = torch.tensor([name.split("[")[0] == word for name in table.names])
+        if bool(own.any()):
+            words = (
+                word if word == "true north" else f"common {word} of all {int(own.sum())} frames"
+            )
+            found.append((words, own.double() / float(own.sum()) ** 0.5))
+    return found
 
 
 def show(console: Console, content: dict[str, Any]) -> None:
@@ -274,13 +303,12 @@ def show(console: Console, content: dict[str, Any]) -> None:
     console.print(table)
     if content["kept"]:
         console.print("Stays at the prior (error ratio, after over before):")
-        for line in content["kept"][:MOST_ROWS]:
+        for line in content["kept"]:
             console.print(f"  {line.replace('posterior/prior ', '')}", highlight=False)
-        more = len(content["kept"]) - MOST_ROWS
-        if more > 0:
-            console.print(f"  and {more} more (see calibration.json)", highlight=False)
-        for reason in content["reasons"].values():
-            console.print(f"  Why: {reason}.", style="dim", highlight=False, soft_wrap=True)
+        for name, reason in content["reasons"].items():
+            console.print(
+                f"  Why ({name}): {reason}.", style="dim", highlight=False, soft_wrap=True
+            )
     for warning in content["doubts"]:
         console.print(f"[bold yellow]Warning[/] {warning}", highlight=False)
 

@@ -56,7 +56,7 @@ def _psfs(axes: list[Axes], before: ADI, after: ADI) -> None:
         axis.set(title=f"PSF {when}", xlabel="column (px)", ylabel="row (px)")
         _bar(picture, axis, "square root of PSF / peak")
     change = 100 * (stamps[1] - stamps[0]) / top
-    most = max(float(change.abs().max()), 1e-3)
+    most = max(float(change.abs().max()), 0.1)  # less is nothing
     picture = axes[2].imshow(change.numpy(), origin="lower", vmin=-most, vmax=most, cmap="RdBu_r")
     axes[2].set(title="PSF, after - before", xlabel="column (px)")
     _bar(picture, axes[2], "% of the peak")

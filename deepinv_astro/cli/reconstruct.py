@@ -110,7 +110,12 @@ def reconstruct(
 
             problem = read_calibration(calibration, problem)
         make_folder(folder, overwrite)
-        settings = {"threshold": threshold, "seed": seed, "files": [cube, angles, psf]}
+        settings = {
+            "threshold": threshold,
+            "seed": seed,
+            "files": [cube, angles, psf],
+            "calibration": calibration,
+        }
         run(Console(), problem, method, folder, settings, components, overwrite)
 
 

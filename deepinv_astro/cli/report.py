@@ -254,14 +254,17 @@ def plus_minus(value: float, std: float) -> str:
 
     >>> plus_minus(1353.2, 48.0), plus_minus(6.154e-4, 1.6e-5), plus_minus(451.51, 0.693)
     ('1353 ± 48', '(6.15 ± 0.16)e-4', '451.51 ± 0.69')
+    >>> plus_minus(-2e-8, 0.2)
+    '0.00 ± 0.20'
     """
     if not (std > 0 and math.isfinite(std) and math.isfinite(value)):
         return f"{value:.4g}"
-    small = 0 < abs(value) < 1e-2
-    power = math.floor(math.log10(abs(value))) if small else 0
+    size = max(abs(value), std)
+    small = size < 1e-2
+    power = math.floor(math.log10(size)) if small else 0
     value, std = value / 10.0**power, std / 10.0**power
     digits = max(0, 1 - math.floor(math.log10(std)))
-    text = f"{value:.{digits}f} ± {std:.{digits}f}"
+    text = f"{round(value, digits) + 0.0:.{digits}f} ± {std:.{digits}f}"  # and no -0.00
     return f"({text})e{power}" if small else text
 
 

@@ -52,6 +52,24 @@ class CalibrationReport:
         """Posterior over prior standard deviation of each parameter."""
         return self.posterior_std / self.prior_std
 
+    def __str__(self) -> str:
+        rows = [
+            f"{name}: {value:.4g} ± {std:.2g} {unit} (before {mean:.4g} ± {before:.2g})".replace(
+                "  ", " "
+            )
+            for name, unit, value, std, mean, before in zip(
+                self.names,
+                self.units,
+                self.values.tolist(),
+                self.posterior_std.tolist(),
+                self.prior_mean.tolist(),
+                self.prior_std.tolist(),
+                strict=True,
+            )
+        ]
+        kept = [f"at the prior: {line}" for line in self.describe_kept()]
+        return "\n".join([*rows, *kept])
+
     @property
     def kept_directions(self) -> Tensor:
         """The columns that stay at the prior, for :meth:`Calibration.keep`."""
@@ -115,6 +133,8 @@ class Calibration(nn.Module):
         >>> report = calibration.report(information)
         >>> report.names[0], report.ratio
         ('row', tensor([0.0100, 1.0000, 1.0000, 1.0000, 1.0000]))
+        >>> print(str(report).splitlines()[0])
+        row: 2 ± 0.005 px (before 2 ± 0.5)
         >>> calibration.keep(report.kept_directions)
         >>> with torch.no_grad():
         ...     calibration.u += 1.0

@@ -41,7 +41,7 @@ from deepinv_astro.physics import Blur
 from deepinv_astro.training import Recipe, Restoration, Training
 
 NOISE = 5 / 255
-RECIPE = Recipe(steps=400, batch=4, patience=100, validate_every=50)
+RECIPE = Recipe(steps=1600, patience=100)
 KINDS = ("natural", "astronomical")
 TASKS = {"blur 2": (2.0, 1), "blur 1": (1.0, 1), "x2": (0.0, 2)}
 #: Where the virtual truths of CSS come from: measurements scaled down by these factors.
