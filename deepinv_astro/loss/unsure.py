@@ -59,7 +59,7 @@ class UNSURELoss(Loss):
     :param bool normalized: divide by the variances of the pilot, so that each region counts alike; for
         noise that differs by much. Then the value estimates the risk in that metric.
     :param float tau: step of the derivative along a probe, in units of the noise.
-    :param torch.Generator rng: source of the probes.
+    :param torch.Generator rng: source of the probes; its state is saved with the loss.
     :raises ValueError: if ``init`` is not positive or of the wrong shape, or a number is out of
         range.
 
@@ -129,6 +129,15 @@ class UNSURELoss(Loss):
         self.register_buffer("velocity", torch.zeros_like(start))
         self.register_buffer("ceiling", torch.full_like(start, torch.inf))
         self.register_buffer("started", torch.tensor(False))
+
+    def get_extra_state(self) -> Tensor:
+        """State of the generator, a part of ``state_dict``; empty if there is none."""
+        return torch.empty(0, dtype=torch.uint8) if self.rng is None else self.rng.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on with the probes where a saved loss was."""
+        if self.rng is not None and len(state):
+            self.rng.set_state(state.cpu())
 
     def forward(
         self, x_net: Tensor, y: Tensor, physics: Physics, model: Module, **kwargs: Any

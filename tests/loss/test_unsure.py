@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import deepinv
 import pytest
 import torch
 from deepinv.physics import Denoising, GaussianNoise
@@ -356,3 +357,46 @@ def test_errors_of_the_reading():
         estimate_noise(UNSURELoss(StationaryKernel(2)), y, Denoising(), model)
     with pytest.raises(ValueError, match="probes"):
         estimate_noise(UNSURELoss(), y, Denoising(), model, probes=3)
+
+
+class Convolution(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, y, physics):
+        return self.kernel(y)
+
+
+@pytest.mark.filterwarnings("default")  # of deepinv's trainer
+def test_resumed_with_the_model_that_holds_it(tmp_path):
+    """As a part of the model, multipliers, momentum and probes are in the trainer's checkpoints."""
+    y = torch.randn(8, 1, 16, 15, generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader([{"y": image} for image in y], batch_size=4)
+
+    def train(epochs, folder, checkpoint=None):
+        torch.manual_seed(1)
+        loss, model = UNSURELoss(rng=torch.Generator().manual_seed(0)), Convolution()
+        model.noise = loss
+        deepinv.Trainer(
+            model,
+            Denoising(),
+            torch.optim.Adam(model.parameters(), 1e-2),
+            loader,
+            losses=loss,
+            metrics=None,
+            online_measurements=False,
+            epochs=epochs,
+            ckp_interval=1,
+            save_path=tmp_path / folder,
+            ckpt_pretrained=checkpoint,
+            plot_images=False,
+            verbose=False,
+            device="cpu",
+        ).train()
+        return loss.multipliers
+
+    whole = train(3, "whole")
+    train(2, "part")
+    (last,) = (tmp_path / "part").rglob("ckp_1.pth.tar")
+    assert torch.equal(train(3, "resumed", str(last)), whole)
