@@ -49,6 +49,14 @@ class Parameter(str, Enum):
     PSF = "psf"
 
 
+AnotherPsfOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--psf",
+        help="Another image of the star off the coronagraph, such as the one taken after the "
+        "sequence; repeat for more. With two or more the PSF is free between them.",
+    ),
+]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option("--calibration", help="calibration.json of deepinv-astro calibrate."),
@@ -59,14 +67,7 @@ def calibrate(
     cube: CubeArgument,
     angles: AnglesArgument = None,
     psf: PsfArgument = None,
-    another_psf: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--psf",
-            help="Another image of the star off the coronagraph, such as the one taken after the "
-            "sequence; repeat for more. With two or more the PSF is free between them.",
-        ),
-    ] = None,
+    another_psf: AnotherPsfOption = None,
     free: Annotated[
         list[Parameter] | None,
         typer.Option(

@@ -164,6 +164,30 @@ def solve(problem: Problem, psfs: list[Any], settings: Settings, stages: Stages)
     return Outcome(before, calibration, found)
 
 
+def calibrate_psf(problem: Problem, psfs: list[Tensor]) -> Problem:
+    """
+    The problem with the PSF that the sequence prefers between several, and its error.
+
+    :param Problem problem: data and operator with the mean PSF.
+    :param list psfs: measured PSFs, of unit sum and of one size.
+    :return: the same data with the calibrated operator.
+    """
+    from deepinv_astro.cli.progress import Stages
+
+    with Stages() as stages:
+        found = solve(problem, psfs, Settings(("psf",)), stages).found
+    values = found.report.values.tolist()
+    note = f"Calibrated the PSF between {len(psfs)}: {', '.join(f'{v:+.2f}' for v in values)} of their scatter."
+    sequence = dataclasses.replace(
+        problem.sequence,
+        psf=found.physics.filter[0, :, 0].cpu(),
+        provenance=(*problem.sequence.provenance, note),
+    )
+    return dataclasses.replace(
+        problem, sequence=sequence, physics=found.physics, calibration_std=found.flux_std
+    )
+
+
 def report(problem: Problem, outcome: Outcome, settings: Settings) -> dict[str, Any]:
     """
     What was found, ready for JSON; the values of the operator are read by ``reconstruct``.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepinv_astro.cli.calibrate import CalibrationOption
+from deepinv_astro.cli.calibrate import AnotherPsfOption, CalibrationOption
 from deepinv_astro.cli.errors import heard_warnings, one_clear_line
 from deepinv_astro.cli.methods import Method
 from deepinv_astro.cli.options import (
@@ -51,6 +51,7 @@ def reconstruct(
     cube: CubeArgument,
     angles: AnglesArgument = None,
     psf: PsfArgument = None,
+    another_psf: AnotherPsfOption = None,
     method: Annotated[Method, typer.Option(help="Reconstruction method.")] = Method.MARGINAL,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
@@ -91,10 +92,7 @@ def reconstruct(
         files.check()
         files.check_psf()
         check_results(folder, overwrite)
-        if calibration is not None:
-            from deepinv_astro.io.files import existing_file
-
-            existing_file(calibration, "calibration")
+        _check_calibration(calibration, another_psf or [])
         check_device(device)
 
         with heard_warnings() as doubts:
@@ -104,16 +102,24 @@ def reconstruct(
 
         from deepinv_astro.cli.problem import prepare
 
+        if another_psf:
+            from deepinv_astro.cli.calibrated import with_psfs
+
+            sequence, psfs = with_psfs(sequence, another_psf)
         problem = prepare(sequence, device, sky_size, doubts)
         if calibration is not None:
             from deepinv_astro.cli.calibrated import read_calibration
 
             problem = read_calibration(calibration, problem)
+        if another_psf:
+            from deepinv_astro.cli.calibrated import calibrate_psf
+
+            problem = calibrate_psf(problem, psfs)
         make_folder(folder, overwrite)
         settings = {
             "threshold": threshold,
             "seed": seed,
-            "files": [cube, angles, psf],
+            "files": [cube, angles, psf, *(another_psf or [])],
             "calibration": calibration,
         }
         run(Console(), problem, method, folder, settings, components, overwrite)
@@ -175,6 +181,19 @@ def run(
         unfinished.unlink(missing_ok=True)
     _print(console, content, folder, [w for w in content["warnings"] if w not in problem.warnings])
     return content
+
+
+def _check_calibration(calibration: Path | None, psfs: list[Path]) -> None:
+    from deepinv_astro.io.files import existing_file
+
+    if calibration is not None:
+        existing_file(calibration, "calibration")
+        if psfs:
+            raise ValueError(
+                "`calibration`: found --psf beside it; the file has the PSF: leave --psf out"
+            )
+    for path in psfs:
+        existing_file(path, "PSF")
 
 
 def check_device(name: str) -> None:

@@ -106,6 +106,34 @@ def test_reconstruct_reads_it(calibrated, files):
     assert brightest["flux"] == pytest.approx(3000, rel=0.1)
 
 
+def test_reconstruct_takes_the_psf_before_and_the_one_after(files, tmp_path):
+    cube, angles, before, after = files
+    command = ("reconstruct", cube, angles, before, "--center", "14.4,12.7", "--method", "white")
+    result = run(*command, "--psf", after, "--out", tmp_path / "two")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert any("Calibrated the PSF between 2" in line for line in report["provenance"])
+    assert report["settings"]["files"][-1].endswith("after.fits")
+    result = run(*command, "--psf", after, "--calibration", cube, "--out", tmp_path / "both")
+    assert result.exit_code == 2
+    assert "leave --psf out" in result.output
+
+
+def test_error_of_the_psf_is_about_the_sources(files):
+    from deepinv_astro.cli.calibrated import calibrate_psf, with_psfs
+    from deepinv_astro.cli.problem import prepare
+    from deepinv_astro.io import read_sequence
+
+    cube, angles, before, after = files
+    sequence = read_sequence(cube, angles, before, center=TRUE_CENTER)
+    sequence, psfs = with_psfs(sequence, [after])
+    problem = calibrate_psf(prepare(sequence, "cpu"), psfs)
+    std = problem.calibration_std[0, 0]
+    assert float(std[22, 17]) > 10 * float(std[3, 3])
+    assert float(std[22, 17]) < 0.2 * 3000
+    assert torch.allclose(problem.sequence.psf.sum(), torch.tensor(1.0))
+
+
 def test_operator_of_the_file_is_used(calibrated, files):
     from deepinv_astro.cli.calibrated import read_calibration
     from deepinv_astro.cli.problem import prepare
