@@ -50,7 +50,8 @@ class UnrolledADI(Reconstructor):
         :class:`WhitePilot`.
     :param Iterable prox: the networks :math:`n_k`, from ``(B, 3, H, W)`` to ``(B, 1, H, W)``; the
         same one may appear more than once. Default: four of :class:`SmallUNet`, which start at 0.
-    :param bool positive: whether the result is cut at 0.
+    :param bool positive: whether the result is cut at 0, outside of training: there a pixel below
+        0 would have no gradient to come back by, and a whole image has been seen to stay dark.
     :raises ValueError: if there is no network.
 
     |sep|
@@ -116,7 +117,7 @@ class UnrolledADI(Reconstructor):
             v = u - log_step.exp() * unit * equations.gradient(u)
             u = v + q * correction(net, v, first, q)
         x = equations.scale * u
-        return x.clamp_min(0) if self.positive else x
+        return x.clamp_min(0) if self.positive and not self.training else x
 
 
 class PilotCorrection(Reconstructor):
@@ -132,7 +133,8 @@ class PilotCorrection(Reconstructor):
     :param Callable pilot: gives :math:`x_0` and :math:`\sigma`. Default: :class:`MarginalPilot`.
     :param torch.nn.Module net: :math:`n`, from ``(B, 3, H, W)`` to ``(B, 1, H, W)``:
         :class:`SmallUNet` (default), or :class:`DenoiserCorrection` of a denoiser.
-    :param bool positive: whether the result is cut at 0.
+    :param bool positive: whether the result is cut at 0, outside of training: there a pixel below
+        0 would have no gradient to come back by, and a whole image has been seen to stay dark.
 
     |sep|
 
@@ -183,7 +185,7 @@ class PilotCorrection(Reconstructor):
         first = equations.start / equations.scale
         q = _level(first)
         x = equations.scale * (first + q * correction(self.net, first, first, q))
-        return x.clamp_min(0) if self.positive else x
+        return x.clamp_min(0) if self.positive and not self.training else x
 
 
 class DenoiserCorrection(nn.Module):

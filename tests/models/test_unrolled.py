@@ -214,7 +214,7 @@ def test_amplitude(rng: torch.Generator, pilot, kind: str) -> None:
 
 def test_untrained_network_is_gradient_descent(rng: torch.Generator) -> None:
     y, physics = problem(rng)
-    model = network(steps=3).double()
+    model = network(steps=3).double().eval()
     equations = model.prepare(y, physics)
     u = equations.start / equations.scale
     for _ in range(3):
@@ -254,7 +254,7 @@ def test_shared_network_and_number_of_weights() -> None:
 @pytest.mark.parametrize(("frames", "size"), [(4, (9, 14)), (9, (16, 16)), (7, (7, 6))])
 def test_any_number_of_frames_and_size(rng: torch.Generator, frames: int, size) -> None:
     y, physics = problem(rng, frames=frames, size=size, channels=2)
-    model = trained(network(), rng)
+    model = trained(network(), rng).eval()
     image = model(y, physics)
     assert image.shape == (2, 2, *size)
     assert bool((image >= 0).all())
@@ -378,3 +378,12 @@ def test_labels_of_the_likelihood_are_found(rng: torch.Generator) -> None:
         TemporalModel.for_sequence(y, still)
     with pytest.raises(ValueError, match="angles do not vary"):
         network(MarginalPilot(FAST))(y, still)
+
+
+@pytest.mark.parametrize("kind", [UnrolledADI, PilotCorrection])
+def test_dark_pixels_come_back_in_training(kind, rng: torch.Generator) -> None:
+    """Below 0 the result is cut, but not while it is trained: there every pixel has a gradient."""
+    model = trained(kind(WHITE), rng)
+    equations = model.prepare(*problem(rng))
+    assert (model.train().refine(equations) < 0).any()
+    assert (model.eval().refine(equations) >= 0).all()
