@@ -26,6 +26,7 @@ import torch
 
 from deepinv_astro.datasets.images import deep_field, held_out
 from deepinv_astro.physics.functional.psf_shapes import gaussian_psf
+from deepinv_astro.plot import add_colorbar
 from deepinv_astro.training import Recipe, Restoration, Training, noise_level
 from deepinv_astro.training.log import draw_restoration
 
@@ -115,10 +116,10 @@ panels = {
 }
 closer, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
 for axis, (title, image) in zip(axes, panels.items(), strict=True):
-    axis.imshow(image[0, :80, :80], origin="lower", cmap="gray", vmin=0.0, vmax=0.35)
+    shown = axis.imshow(image[0, :80, :80], origin="lower", cmap="gray", vmin=0.0, vmax=0.35)
     axis.set(title=title, xlabel="column (px)")
 axes[0].set_ylabel("row (px)")
-plt.show()
+add_colorbar(axes[-1], shown, "brightness", extend="max")
 
 # %%
 # The gain needs no truth, but it is no miracle: it comes from what large and small galaxies have in common. Images of one scale only, a grating or a

@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from deepinv_astro.datasets.images import deep_field, held_out
 from deepinv_astro.physics.functional.psf_shapes import gaussian_psf
+from deepinv_astro.plot import add_colorbar
 from deepinv_astro.training import Recipe, Restoration, Training
 
 # %%
@@ -97,10 +98,10 @@ assert error(found) < 0.9 * error(larger)
 
 figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
 for axis, (title, image) in zip(axes, panels.items(), strict=True):
-    axis.imshow(image[0, 60:130, 60:130], origin="lower", cmap="gray", vmin=0.0, vmax=0.35)
+    shown = axis.imshow(image[0, 60:130, 60:130], origin="lower", cmap="gray", vmin=0.0, vmax=0.35)
     axis.set(title=title, xlabel="column (px)")
 axes[0].set_ylabel("row (px)")
-plt.show()
+add_colorbar(axes[-1], shown, "brightness", extend="max")
 
 # %%
 # What was measured is kept: seen by the telescope again, the result agrees with the data to the noise.
