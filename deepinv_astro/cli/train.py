@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepinv_astro.cli.errors import heard_warnings, one_clear_line
+from deepinv_astro.cli.errors import INTERRUPTED, heard_warnings, one_clear_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,12 +105,13 @@ def train(
             typer.echo(f"Warning: {doubt}")
         restoration = Restoration(kernel, level, finer, learned, seed=seed)
         training = _training(restoration, learned, held, recipe, seed)
-        if resume:
-            _continue(training, folder / CHECKPOINT)
         settings = {
             "task": task.value, "images": [str(f.path) for f in files.files], "psf": psf,
             "noise": level, "factor": finer, "seed": seed, "recipe": dataclasses.asdict(recipe),
         }  # fmt: skip
+        if resume:
+            _check_settings(folder / REPORT, settings)
+            _continue(training, folder / CHECKPOINT)
         _run(training, restoration, held[0], folder, settings)
 
 
@@ -146,6 +148,21 @@ def restore(
             x = restoration(torch.from_numpy(measured.values).float()[None])[0].numpy()
         write_gray_image(target, x, measured.header, restoration.factor, overwrite)
         typer.echo(f"Wrote {target}")
+
+
+def _check_settings(report: Path, settings: dict[str, Any]) -> None:
+    """A training goes on with what it began with; only its number of steps may change."""
+    from deepinv_astro.io.strict_json import to_json
+
+    if not report.exists():  # stopped before the first validation: there is nothing to go on with
+        return
+    before, now = json.loads(report.read_text(encoding="utf-8")), json.loads(to_json(settings))
+    changed = [k for k in now if k != "recipe" and before.get(k) != now[k]]
+    if changed:
+        raise ValueError(
+            f"`resume`: {report.parent} was begun with another {', '.join(changed)}; pass the same, or "
+            "train in another folder with `output`"
+        )
 
 
 def _noise(text: str) -> float | None:
@@ -270,22 +287,31 @@ def _run(
         best.save(folder / WEIGHTS, overwrite=True)
         with atomic_path(folder / PICTURE, overwrite=True) as temporary:
             draw_restoration(best, shown, now.history).savefig(temporary, dpi=100)
+        report({"steps": now.step})
 
-    with Stages() as stages:
-        advance = stages.begin("training", training.recipe.steps)
-        advance(training.step)
-        training.run(folder / CHECKPOINT, advance, log)
+    def report(found: dict[str, Any]) -> None:
+        with atomic_path(folder / REPORT, overwrite=True) as temporary:
+            text = to_json({**settings, **found}, indent=2)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    try:
+        with Stages() as stages:
+            advance = stages.begin("training", training.recipe.steps)
+            advance(training.step)
+            training.run(folder / CHECKPOINT, advance, log)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on with --resume.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     log(training)
     line = training.chosen
-    content = {
-        **settings,
-        "steps": training.step,
-        "best_step": line.step,
-        "validation": line.validation,
-        "seconds": training.history[-1].seconds,
-    }
-    with atomic_path(folder / REPORT, overwrite=True) as temporary:
-        temporary.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+    report(
+        {
+            "steps": training.step,
+            "best_step": line.step,
+            "validation": line.validation,
+            "seconds": training.history[-1].seconds,
+        }
+    )
     typer.echo(f"Best of {training.step} steps on held-out images: step {line.step}.")
     for name in (WEIGHTS, LOG, PICTURE, REPORT):
         typer.echo(f"Wrote {folder / name}")

@@ -144,6 +144,17 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def test_resume_refuses_another_training(folder: Path, tmp_path: Path) -> None:
+    options = ["train", "--images", folder, "--steps", "30", "--crop", "16", "-o", tmp_path / "t"]
+    assert run(*options, "--psf", FWHM).exit_code == 0
+    before = (tmp_path / "t" / "report.json").read_text()
+    result = run(*options, "--psf", FWHM + 0.1, "--seed", "4", "--resume")
+    assert result.exit_code == 2
+    assert "was begun with another psf" in result.output
+    assert "seed" in result.output
+    assert (tmp_path / "t" / "report.json").read_text() == before
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
     options = [
