@@ -137,6 +137,10 @@ def restore(
         name = image.name.removesuffix(".gz").removesuffix(".fz")
         suffix = ".png" if image.suffix.lower() == ".png" else ".fits"
         target = check_free(out or Path(Path(name).stem + "_restored" + suffix), overwrite)
+        if target.suffix.lower() not in (".png", ".fits", ".fit", ".gz"):
+            raise ValueError(
+                f"`out`: found {target.name}; expected a name that ends in .fits or .png"
+            )
         measured = read_gray_image(image)
 
         import torch

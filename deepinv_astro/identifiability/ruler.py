@@ -106,7 +106,7 @@ class Identifiability:
         if self.joint is not None:
             lines[1] += f", {self.joint_rank:.0f} with {self.transform} (x {self.rank_gain:.2f})"
             lines.append(
-                f"  M changes by {self.departure:.3f}; of what was unseen {self.opened:.4f} is seen"
+                f"  M changes by {self.departure:.3f}; mean visibility of what was unseen {self.opened:.4f}"
             )
         for name, seen in (
             ("alone", self.visibility_alone),

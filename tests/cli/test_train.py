@@ -135,6 +135,8 @@ def test_errors_of_restore(folder: Path, tmp_path: Path) -> None:
         "restore", tmp_path / "none.fits", "--weights", folder / "0.fits"
     )
     assert "--weights" in error_of("restore", folder / "0.fits", "--weights", folder / "1.fits")
+    image, out = folder / "0.fits", tmp_path / "x.jpg"
+    assert ".fits or .png" in error_of("restore", image, "--weights", image, "--out", out)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
