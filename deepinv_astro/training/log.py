@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from deepinv_astro.io.atomic import atomic_path
+from deepinv_astro.training.loop import Validation
 from deepinv_astro.training.restoration import Restoration
-from deepinv_astro.training.trainer import Validation
 
 __all__ = ["draw_restoration", "write_history"]
 

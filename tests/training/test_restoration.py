@@ -12,7 +12,7 @@ from deepinv_astro.models.tikhonov import Tikhonov
 from deepinv_astro.training import Recipe, Restoration, Training, noise_level
 from deepinv_astro.training.log import draw_restoration, write_history
 from deepinv_astro.training.restoration import contrast
-from deepinv_astro.training.trainer import Validation
+from deepinv_astro.training.loop import Validation
 
 
 def sky(height: int, width: int, seed: int = 0) -> Tensor:
