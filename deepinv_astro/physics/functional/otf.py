@@ -20,7 +20,7 @@ def turned_otf(psf: Tensor, angles: Tensor, size: tuple[int, int]) -> Tensor:
         \hat h_\theta(\omega) = \hat h(R_{-\theta}\,\omega) = \sum_p h_p\, e^{-i\,\omega\cdot R_\theta p},
 
     and as :math:`\omega\cdot R_\theta p` is separable in the two frequencies, the sum over the
-    :math:`K` pixels of the stamp is one matrix product: :math:`O(K)` operations for each
+    :math:`K` pixels of the stamp is one product of real matrices: :math:`O(K)` operations for each
     frequency, no interpolation.
 
     :param torch.Tensor psf: stamps ``(..., k, k)``, star at pixel ``(k // 2, k // 2)``.
@@ -55,22 +55,23 @@ def turned_otfs(psf: Tensor, angles: Tensor, size: tuple[int, int]) -> Tensor:
         >>> torch.fft.irfft2(otf, s=(4, 5))[0, :, 0].round(decimals=6).abs()
         tensor([0., 1., 0., 0.], dtype=torch.float64)
     """
-    height, width = psf.shape[-2:]
-    rows = torch.arange(height, device=psf.device) - height // 2
-    columns = torch.arange(width, device=psf.device) - width // 2
-    row, column = (axis.flatten().double() for axis in torch.meshgrid(rows, columns, indexing="ij"))
-    u = 2 * math.pi * torch.fft.fftfreq(size[0], dtype=row.dtype, device=psf.device)
-    v = 2 * math.pi * torch.fft.rfftfreq(size[1], dtype=row.dtype, device=psf.device)
+    rows, columns = (
+        torch.arange(n, dtype=torch.float64, device=psf.device) - n // 2 for n in psf.shape[-2:]
+    )
+    # frequencies from 0 to the highest: the others follow, as the PSF is real
+    u, v = (
+        2 * math.pi / n * torch.arange(n // 2 + 1, dtype=torch.float64, device=psf.device)
+        for n in size
+    )
     theta = torch.deg2rad(angles.double())
     otfs = []
     for frame, turn in enumerate(theta):
         # the column axis turns towards the row axis
-        along_row = turn.cos() * row + turn.sin() * column
-        along_column = turn.cos() * column - turn.sin() * row
-        left = _ramp(u[:, None] * along_row, psf)
-        right = _ramp(along_column[:, None] * v, psf)
-        weighted = left * psf[..., frame, :, :].flatten(-2)[..., None, :]
-        otfs.append(weighted @ right)
+        left = _waves(u, turn.cos() * rows, turn.sin() * columns, psf)
+        right = _waves(v, -turn.sin() * rows, turn.cos() * columns, psf)
+        stamp = psf[..., frame, :, :].flatten(-2)[..., None, :]
+        products = (left * stamp) @ right.mT
+        otfs.append(_both_signs(products, size[0]))
     return torch.stack(otfs, dim=-3)
 
 
@@ -107,7 +108,30 @@ def centred_otf(psf: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.fft.rfft2(grid)
 
 
-def _ramp(phase: Tensor, like: Tensor) -> Tensor:
-    """``exp(-i phase)``: the phase is reduced in double precision, then cast to the precision of the data."""
-    phase = torch.remainder(phase, 2 * math.pi).to(like)
-    return torch.complex(phase.cos(), -phase.sin())
+def _waves(frequency: Tensor, rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
+    r"""Cosines, then sines, of :math:`\omega (r_i + c_j)`, ``(2 n, rows * columns)``.
+
+    Phases are reduced in double precision and then cast; the sum is by the addition theorem, as
+    cosines are dear.
+    """
+    cosines, sines = [], []
+    for offset in (rows, columns):
+        phase = torch.remainder(frequency[:, None] * offset, 2 * math.pi)
+        cosines.append(phase.cos().to(like))
+        sines.append(phase.sin().to(like))
+    cos_row, sin_row = cosines[0][:, :, None], sines[0][:, :, None]
+    cos_column, sin_column = cosines[1][:, None, :], sines[1][:, None, :]
+    cos = cos_row * cos_column - sin_row * sin_column
+    sin = sin_row * cos_column + cos_row * sin_column
+    return torch.cat([cos, sin]).flatten(1)
+
+
+def _both_signs(products: Tensor, rows: int) -> Tensor:
+    """``exp(-i (a + b))`` for both signs of the row frequency, from products of cosines and sines."""
+    halves = products.unflatten(-2, (2, -1)).unflatten(-1, (2, -1))
+    (cos_cos, cos_sin), (sin_cos, sin_sin) = (
+        [halves[..., i, :, j, :] for j in range(2)] for i in range(2)
+    )
+    positive = torch.complex(cos_cos - sin_sin, -sin_cos - cos_sin)
+    negative = torch.complex(cos_cos + sin_sin, sin_cos - cos_sin)
+    return torch.cat([positive[..., : (rows + 1) // 2, :], negative[..., 1:, :].flip(-2)], -2)

@@ -26,15 +26,16 @@ def direct(psf: np.ndarray, angle: float, size: tuple[int, int]) -> np.ndarray:
     return otf
 
 
+@pytest.mark.parametrize("size", [SIZE, (5, 6)])
 @pytest.mark.parametrize("stamp", [(3, 5), (4, 2), (1, 1), (11, 9)])
-def test_the_defining_sum(stamp, rng):
+def test_the_defining_sum(stamp, size, rng):
     psf = torch.rand(2, 3, *stamp, generator=rng, dtype=F64)  # two wavelengths, three frames
     angles = torch.tensor([0.0, 31.0, -200.0], dtype=F64)
-    found = turned_otfs(psf, angles, SIZE)
-    assert found.shape == (2, 3, 8, 4)
+    found = turned_otfs(psf, angles, size)
+    assert found.shape == (2, 3, size[0], 4)
     for c in range(2):
         for t, angle in enumerate(angles.tolist()):
-            expected = direct(psf[c, t].numpy(), angle, SIZE)
+            expected = direct(psf[c, t].numpy(), angle, size)
             np.testing.assert_allclose(found[c, t], expected, rtol=0, atol=1e-12)
 
 
