@@ -10,13 +10,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from deepinv_astro.io.atomic import atomic_path
 from deepinv_astro.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Loop", "Share", "Validation"]
 
