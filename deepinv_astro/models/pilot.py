@@ -11,11 +11,7 @@ from torch import Tensor
 
 from deepinv_astro.models.normal_equations import NormalEquations
 from deepinv_astro.optim.marginal import Marginal
-from deepinv_astro.optim.radial import null_scale
-from deepinv_astro.optim.regions import separation
-from deepinv_astro.optim.temporal import DEFAULT_FWHM
 from deepinv_astro.physics import ADI
-from deepinv_astro.physics.functional.psf import half_maximum_width
 
 #: Makes the equations of measurements and their operator.
 Pilot = Callable[[Tensor, LinearPhysics], NormalEquations]
@@ -80,7 +76,6 @@ class MarginalPilot:
                 parts = zip(metrics, v.split(1), strict=True)
                 return torch.cat([own(part) for own, part in parts])
 
-            scale = _null_noise(metric(residual), physics)
         data = torch.where(torch.isfinite(y), y, found.filled)
         back = physics.A_adjoint(metric(data))
 
@@ -88,7 +83,7 @@ class MarginalPilot:
             back: Tensor = physics.A_adjoint(metric(physics.A(x)))
             return back
 
-        return NormalEquations(normal, back, scale, found.image)
+        return NormalEquations(normal, back, 1 / found.gradient_noise, found.image)
 
 
 @dataclass(frozen=True)
@@ -189,17 +184,6 @@ def temporal_level(y: Tensor) -> Tensor:
         )
     steps = y.diff(dim=2).abs().flatten(1)
     return 1.482602218505602 * steps.nanmedian(1).values / 2**0.5
-
-
-def _null_noise(slope: Tensor, physics: ADI) -> Tensor:
-    """Inverse of the radial deviation of the null gradient, bounded where nothing is seen."""
-    flipped = physics.variant(angles=-physics.angles)
-    distance = separation(physics.img_size[1:], physics.sky_center).to(slope.device)
-    fwhm = DEFAULT_FWHM if physics.filter is None else half_maximum_width(physics.filter)
-    deviation = null_scale(slope, flipped, distance, 0.6 * fwhm)
-    seen = deviation.masked_fill(~(deviation > 0), torch.nan).flatten(2)
-    middle = seen.nanmedian(-1).values[..., None, None]
-    return 1 / torch.maximum(deviation.nan_to_num(0.0), 1e-3 * middle)
 
 
 def _mean_diagonal(normal: Map, like: Tensor) -> Tensor:

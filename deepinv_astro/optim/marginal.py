@@ -30,11 +30,14 @@ class MarginalResult:
     :param tuple likelihoods: the likelihood of each sequence, with the final profile of the
         variance.
     :param torch.Tensor filled: the sequences, missing data replaced by their expectation.
+    :param torch.Tensor gradient_noise: radial standard deviation :math:`w` of the null gradient at
+        the image, positive, ``(B, C, H, W)``.
     """
 
     image: Tensor
     likelihoods: tuple[TemporalLikelihood, ...]
     filled: Tensor
+    gradient_noise: Tensor
 
 
 class Marginal(Reconstructor):
@@ -140,17 +143,32 @@ class Marginal(Reconstructor):
                 _Problem(
                     self,
                     y[n : n + 1],
-                    physics.sample(n),
+                    own,
+                    flipped,
                     None if references is None else references[n : n + 1],
                 )
-                for n in range(len(y))
+                for n, (own, flipped) in enumerate(_operators(physics, len(y)))
             ]
             images = [problem.solve(callback or _silent) for problem in problems]
-        return MarginalResult(
-            torch.cat(images),
-            tuple(problem.likelihood for problem in problems),
-            torch.cat([p.filled(image) for p, image in zip(problems, images, strict=True)]),
-        )
+            solved = list(zip(problems, images, strict=True))
+            return MarginalResult(
+                torch.cat(images),
+                tuple(problem.likelihood for problem in problems),
+                torch.cat([problem.filled(image) for problem, image in solved]),
+                torch.cat([problem.gradient_noise(image)[0] for problem, image in solved]),
+            )
+
+
+def _operators(physics: ADI, count: int) -> list[tuple[ADI, ADI]]:
+    """The operator of each sequence, and the one with the signs of the angles flipped.
+
+    Where all sequences have the same it is the operator itself, whose tables are made once.
+    """
+    parameters = [value for value in physics.buffers(recurse=False) if value.ndim > 1]
+    if all(len(value) == 1 for value in parameters):
+        return [(physics, physics.variant(angles=-physics.angles))] * count
+    own = [physics.sample(n) for n in range(count)]
+    return [(one, one.variant(angles=-one.angles)) for one in own]
 
 
 def _silent(stage: str, iteration: int, cost: float) -> None:
@@ -167,9 +185,10 @@ BRIGHT = 0.3
 class _Problem:
     """One sequence with its operator: the stages of :class:`Marginal`."""
 
-    def __init__(self, method: Marginal, y: Tensor, physics: ADI, references: Tensor | None):
-        self.method, self.physics = method, physics
-        self.flipped = physics.variant(angles=-physics.angles)
+    def __init__(
+        self, method: Marginal, y: Tensor, physics: ADI, flipped: ADI, references: Tensor | None
+    ):
+        self.method, self.physics, self.flipped = method, physics, flipped
         self.model = TemporalModel.for_sequence(y, physics, method.regions, method.nu, references)
         self.sky_distance = separation(physics.img_size[1:], physics.sky_center).to(y.device)
         self.y = without_dead_pixels(y)
@@ -204,9 +223,7 @@ class _Problem:
         progress: Progress,
     ) -> Tensor:
         """Minimise likelihood and penalties from a start, with weights measured there."""
-        noise_of_gradient = self._null_gradient(start)
-        seen = noise_of_gradient.masked_fill(noise_of_gradient <= 0, torch.nan).flatten(2)
-        middle = seen.nanmedian(-1).values[..., None, None]
+        noise_of_gradient, middle = self.gradient_noise(start)
         smooth_weight, sparse_weight = self._weights(noise_of_gradient, middle)
         sparse_weight = sparse_weight * free
         epsilon = self._edge()
@@ -221,7 +238,7 @@ class _Problem:
         found = minimize_bounded(
             cost_and_gradient,
             start,
-            scale=1 / torch.maximum(noise_of_gradient, 1e-3 * middle),
+            scale=1 / noise_of_gradient,
             max_iter=iterations,
             callback=lambda iteration, cost: progress(name, iteration, cost),
         )
@@ -236,10 +253,13 @@ class _Problem:
         """Step between neighbours above which the smoothness gives way."""
         return 0.25 * self.noise
 
-    def _null_gradient(self, image: Tensor) -> Tensor:
-        """Radial standard deviation of the gradient, with the angles' signs flipped."""
+    def gradient_noise(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Radial standard deviation of the null gradient, bounded where nothing is seen, and its median."""
         slope = self.likelihood.of_residual(self._residual(image))[1].masked_fill(self.missing, 0.0)
-        return null_scale(slope, self.flipped, self.sky_distance, 0.6 * self.model.fwhm)
+        noise = null_scale(slope, self.flipped, self.sky_distance, 0.6 * self.model.fwhm)
+        seen = noise.masked_fill(~(noise > 0), torch.nan).flatten(2)
+        middle = seen.nanmedian(-1).values[..., None, None]
+        return torch.maximum(noise.nan_to_num(0.0), 1e-3 * middle), middle
 
     def _on_sky(self, detector: Tensor) -> Tensor:
         """Radial profile on the detector, given at the separations of the sky image."""

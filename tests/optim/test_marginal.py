@@ -178,6 +178,28 @@ def test_images_of_a_batch_do_not_mix(y, rng):
         torch.testing.assert_close(result.image[n : n + 1], alone)
 
 
+def test_sequences_of_one_operator(y, rng):
+    both = torch.cat([y, speckles(rng) + operator().A(0.5 * scene())])
+    result = method(8).reconstruct(both, operator())
+    for n in range(2):
+        alone = method(8).reconstruct(both[n : n + 1], operator())
+        torch.testing.assert_close(result.image[n : n + 1], alone.image)
+        torch.testing.assert_close(result.gradient_noise[n : n + 1], alone.gradient_noise)
+
+
+def test_noise_of_the_gradient_is_the_null_one_at_the_image(y):
+    result = method(8).reconstruct(y, operator())
+    slope = result.likelihoods[0].of_residual(y - operator().A(result.image))[1]
+    flipped = operator().variant(angles=-operator().angles)
+    null = flipped.A_adjoint(slope)[0, 0]
+    distance = separation(SIZE, STAR)
+    for r in (4.0, 9.0):  # 1.48 times the median in a ring, whatever the width of the knots
+        ring = (distance - r).abs() < 1
+        expected = 1.4826 * null[ring].abs().median()
+        found = result.gradient_noise[0, 0][ring].median()
+        assert float(found / expected) == pytest.approx(1, abs=0.35)
+
+
 def test_wavelengths(rng):
     x = scene().repeat(1, 2, 1, 1)
     x[:, 1] *= 2
