@@ -130,9 +130,12 @@ class TemporalLikelihood(DataFidelity):
             :math:`K_g(1+\nu)` times the inverses, ``(B C, regions, T, T)`` for each block.
         """
         counts = partition.counts.double()
+        prior = torch.diag_embed((self.nu * counts[:, None]).expand(-1, blocks[0].shape[-2]))
         gram = torch.cat([rows @ rows.mT for rows in blocks], 1).double()
-        gram.diagonal(dim1=-2, dim2=-1).add_(self.nu * counts[:, None])
-        factor = torch.linalg.cholesky(gram)
+        factor, failed = torch.linalg.cholesky_ex(gram + prior)
+        if bool(failed.any()):  # far from the solution the prior drowns in the rounding of products
+            gram = torch.cat([(wide := rows.double()) @ wide.mT for rows in blocks], 1)
+            factor = torch.linalg.cholesky(gram + prior)
         weight = counts * (1 + self.nu)
         cost = (weight[:, None] * factor.diagonal(dim1=-2, dim2=-1).log()).sum((-2, -1))
         inverse = (weight[:, None, None] * torch.cholesky_inverse(factor)).to(blocks[0])

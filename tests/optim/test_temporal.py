@@ -189,6 +189,19 @@ def metric_of(maps, variance, rng, references=None):
     return likelihood, residual, likelihood.freeze(residual)
 
 
+def test_far_from_the_solution_single_precision_holds(maps, variance, rng):
+    """A trial step of a solver: one bright mode, beside which the prior is less than rounding."""
+    mode = draw(rng, B, C, T, 1, 1) * draw(rng, B, C, 1, H, W)
+    residual = 1e4 * mode + 1e-3 * draw(rng, B, C, T, H, W)
+    partitions = [Partition.from_labels(m) for m in maps]
+    single = TemporalLikelihood(partitions, variance.float(), 1e-3)
+    double = TemporalLikelihood(partitions, variance, 1e-3)
+    found, slope = single.of_residual(residual.float())
+    expected, _ = double.of_residual(residual.float().double())
+    assert torch.allclose(found, expected, rtol=1e-3)
+    assert bool(torch.isfinite(slope).all())
+
+
 def test_metric_of_the_residual_is_the_gradient(maps, variance, rng):
     likelihood, residual, metric = metric_of(maps, variance, rng)
     torch.testing.assert_close(metric(residual), likelihood.of_residual(residual)[1])
