@@ -100,8 +100,8 @@ class LinearTransform(Transform):
 
     Sequences ``(B, C, T, H, W)`` are transformed frame by frame with the same parameters.
 
-    Transforms compose with ``*``, ``+`` and ``|``, and keep their inverses. deepinv merges the
-    parameters by name: two transforms of one kind in a chain share them.
+    Transforms compose with ``*``, ``+`` and ``|`` to a :class:`Chain`, a :class:`Stack` and a
+    :class:`Choice`, which have an exact adjoint and an inverse as well.
 
     :param int n_trans: number of random transforms for each image.
     :param torch.Generator rng: source of randomness. Default: a new generator with torch's fixed
@@ -117,6 +117,39 @@ class LinearTransform(Transform):
             raise ValueError(f"`n_trans` must be 1 or more, got {n_trans}")
         super().__init__(n_trans=n_trans, rng=rng, **kwargs)
 
+    def __mul__(self, other: Transform) -> LinearTransform:
+        from deepinv_astro.transform.chain import Chain
+
+        return Chain(self, other)
+
+    def __add__(self, other: Transform) -> LinearTransform:
+        from deepinv_astro.transform.chain import Stack
+
+        return Stack(self, other)
+
+    def __or__(self, other: Transform) -> LinearTransform:
+        from deepinv_astro.transform.chain import Choice
+
+        return Choice(self, other)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return tuple(self.parameters_of)
+
+    def count(self, params: Mapping[str, Any]) -> int:
+        """Number :math:`n` of transforms that parameters stand for.
+
+        :param dict params: parameters, as :meth:`transform` takes them.
+        :return: (int) :math:`n`.
+        """
+        given = [
+            (_tensor(params[name]), self.parameters_of[name].axes)
+            for name in self.names
+            if name in params
+        ]
+        return max((len(value) for value, axes in given if value.ndim > axes), default=1)
+
     def _apply_linear(self, x: Tensor, adjoint: bool, **params: Tensor) -> Tensor:
         """Transform each of the images, or apply the transpose, with one parameter for each."""
         raise NotImplementedError
@@ -130,7 +163,10 @@ class LinearTransform(Transform):
         given = {**self._defaults(x), **params}
         missing = [name for name in self.parameters_of if name not in given]
         if missing:
-            raise ValueError(f"{type(self).__name__} needs the parameters {missing}; pass them all")
+            raise ValueError(
+                f"{type(self).__name__} needs the parameters {missing}; pass them all (those of the "
+                f"second of one kind in a chain have a number, `{missing[0]}_2`)"
+            )
         full = {}
         for name, (axes, _) in self.parameters_of.items():
             value = _tensor(given[name]).to(x.device)
@@ -177,7 +213,7 @@ class LinearTransform(Transform):
     def _matched(self, x: Tensor, adjoint: bool, params: Mapping[str, Any]) -> Tensor:
         """Apply to images that are already ``n B``, without making more of them."""
         full = self._complete(x, params)
-        n = max(value.shape[0] for value in full.values())
+        n = self.count(full)
         if len(x) % n:
             raise ValueError(f"{len(x)} images cannot come from {n} transforms of a batch")
         _, each = self._each(full, len(x) // n)

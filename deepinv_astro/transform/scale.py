@@ -3,6 +3,7 @@ r"""Images scaled about a point, and the recipe of scale-equivariant imaging."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -54,11 +55,12 @@ class Scale(LinearTransform):
     :param Keep keep: ``"brightness"`` or ``"flux"``.
     :param Kernel kernel: ``"spline"``, ``"bicubic"``, or ``"linear"``.
     :param kwargs: ``n_trans``, ``rng`` and others, see :class:`LinearTransform`.
-    :raises ValueError: for a factor that is not positive, or another centre.
+    :raises ValueError: for a factor that is not positive, another centre, or a factor given to a
+        transform of random centre without one.
 
     The parameters of ``transform``, ``inverse``, ``adjoint`` are ``factor``, ``(n, B)``, and
     ``center``, ``(n, B, 2)``, or fewer axes (see :class:`LinearTransform`); ``center`` may be left
-    out unless it is random.
+    out where it is fixed or the star's.
 
     |sep|
 
@@ -111,6 +113,14 @@ class Scale(LinearTransform):
         if self.center == "star":
             return {"center": (x.shape[-2] // 2, x.shape[-1] // 2)}
         return {"center": self.center}
+
+    def _complete(self, x: Tensor, params: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self.center == "random" and "factor" in params and "center" not in params:
+            raise ValueError(
+                "`center` is random and was not given beside `factor`: pass `center=(row, column)`, "
+                'or make the transform with `center="star"`, the middle (H // 2, W // 2)'
+            )
+        return super()._complete(x, params)
 
     def _get_params(self, x: Tensor) -> dict[str, Tensor]:
         shape = (self.n_trans, len(x))

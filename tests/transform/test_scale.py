@@ -208,7 +208,8 @@ def test_wrong_arguments(arguments, message):
 def test_wrong_parameters():
     x = noise(3, 1, 5, 6)
     for params, message in (
-        ({"factor": 0.5}, "needs the parameters"),
+        ({"factor": 0.5}, r"`center=\(row, column\)`, or make"),
+        ({"center": (1, 1)}, "needs the parameters"),
         ({"factor": -1.0, "center": (1, 1)}, "positive"),
         ({"factor": torch.ones(2, 2), "center": (1, 1)}, "no multiple"),
         ({"factor": torch.ones(2, 1), "center": torch.ones(3, 1, 2)}, "alike"),
