@@ -15,6 +15,12 @@ from deepinv_astro.models.unrolled import (
     SmallUNet,
     UnrolledADI,
 )
+from deepinv_astro.models.weights import (
+    WeightsFile,
+    load_weights,
+    read_weights_card,
+    save_weights,
+)
 
 __all__ = [
     "PCA",
@@ -28,8 +34,12 @@ __all__ = [
     "PilotCorrection",
     "SmallUNet",
     "UnrolledADI",
+    "WeightsFile",
     "WhitePilot",
     "derotate",
+    "load_weights",
+    "read_weights_card",
+    "save_weights",
     "temporal_level",
     "temporal_mean",
     "temporal_median",
