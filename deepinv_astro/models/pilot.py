@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepinv_astro.models.normal_equations import NormalEquations
 from deepinv_astro.optim.marginal import Marginal
+from deepinv_astro.optim.temporal import FrozenMetric
 from deepinv_astro.physics import ADI
 
 #: Makes the equations of measurements and their operator.
@@ -70,20 +71,40 @@ class MarginalPilot:
             found = self.method.reconstruct(y, physics)
             residual = found.filled - physics.A(found.image)
             pairs = zip(found.likelihoods, residual.split(1), strict=True)
-            metrics = [likelihood.freeze(own) for likelihood, own in pairs]
-
-            def metric(v: Tensor) -> Tensor:
-                parts = zip(metrics, v.split(1), strict=True)
-                return torch.cat([own(part) for own, part in parts])
-
+            metrics = tuple(likelihood.freeze(own) for likelihood, own in pairs)
+        normal = WhitenedOperator(physics, metrics)
         data = torch.where(torch.isfinite(y), y, found.filled)
-        back = physics.A_adjoint(metric(data))
-
-        def normal(x: Tensor) -> Tensor:
-            back: Tensor = physics.A_adjoint(metric(physics.A(x)))
-            return back
-
+        back = physics.A_adjoint(normal.metric(data))
         return NormalEquations(normal, back, 1 / found.gradient_noise, found.image)
+
+
+@dataclass(frozen=True)
+class WhitenedOperator:
+    r"""The map :math:`N = A^\top W A` of sequences, one metric :math:`W` for each.
+
+    :param ADI physics: :math:`A`, as it is when the map is applied.
+    :param tuple metrics: :math:`W` of each sequence, or one for all.
+    """
+
+    physics: ADI
+    metrics: tuple[FrozenMetric, ...]
+
+    def metric(self, v: Tensor) -> Tensor:
+        r"""
+        Apply :math:`W`.
+
+        :param torch.Tensor v: sequences ``(B, C, T, h, w)``.
+        :return: (:class:`torch.Tensor`) of the same shape.
+        """
+        if len(self.metrics) == 1:
+            return self.metrics[0](v)
+        parts = zip(self.metrics, v.split(1), strict=True)
+        return torch.cat([own(part) for own, part in parts])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply :math:`N` to images ``(B, C, H, W)``."""
+        back: Tensor = self.physics.A_adjoint(self.metric(self.physics.A(x)))
+        return back
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ r"""Likelihood of a sequence whose speckles have an unknown covariance in time, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -288,3 +288,72 @@ class FrozenMetric:
             slope += partition.scatter(slopes, white.shape[-1])
         shape = torch.Size((count, sequence.shape[1], frames, *sequence.shape[-2:]))
         return own._unwhite(slope, shape)
+
+    def resigned(self, residual: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        r"""
+        Another draw of the noise, made of a residual.
+
+        In each region :math:`g`, with the eigenvectors :math:`U_g` of its covariance in time and random
+        signs :math:`S_g`,
+
+        .. math::
+
+            \tilde R_g = U_g S_g U_g^\top R_g .
+
+        The covariance in time is that of the residual, and each mode keeps its shape in space. What
+        turns with the sky is scattered over the frames. With several partitions it is the mean over them.
+
+        :param torch.Tensor residual: ``(B, C, T, h, w)``, ``B`` as for the call; zero where a
+            pixel takes no part.
+        :param torch.Generator generator: source of the signs.
+        :return: (:class:`torch.Tensor`) of the same shape, of temporal mean zero.
+        """
+        own = self._likelihood
+        scale = own._scale()
+        white = residual * scale
+        white = (white - white.mean(2, keepdim=True)).flatten(3).flatten(0, 1)
+        out = torch.zeros_like(white)
+        for partition, inverses in zip(own.partitions, self._inverses, strict=True):
+            blocks = []
+            for inverse, rows in zip(inverses, partition.gather(white), strict=True):
+                modes = torch.linalg.eigh(inverse.double())[1].to(rows)
+                modes = modes.repeat(len(rows) // len(modes), 1, 1, 1)
+                signs = torch.randint(0, 2, (*rows.shape[:-1], 1), generator=generator)
+                blocks.append(modes @ ((2 * signs - 1).to(rows) * (modes.mT @ rows)))
+            out += partition.scatter(blocks, white.shape[-1]) / len(own.partitions)
+        out = out - out.mean(1, keepdim=True)
+        return out.view(residual.shape) / scale
+
+    def state(self) -> dict[str, Tensor]:
+        """
+        All of it as tensors, for a file.
+
+        :return: (dict) for :meth:`from_state`.
+        :raises ValueError: if there are reference frames.
+        """
+        own = self._likelihood
+        if own.references is not None:
+            raise ValueError("a metric with reference frames has no state: freeze one without")
+        state = {"variance": own.variance, "nu": torch.tensor(own.nu, dtype=torch.float64)}
+        for k, (partition, inverses) in enumerate(zip(own.partitions, self._inverses, strict=True)):
+            state[f"order{k}"], state[f"counts{k}"] = partition.order, partition.counts
+            state[f"blocks{k}"] = torch.tensor(partition.blocks)
+            state[f"inverses{k}"] = torch.cat(inverses, 1)
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> FrozenMetric:
+        """
+        The metric again.
+
+        :param state: of :meth:`state`.
+        :return: (:class:`FrozenMetric`)
+        """
+        partitions: list[Partition] = []
+        inverses: list[list[Tensor]] = []
+        while f"order{(k := len(partitions))}" in state:
+            blocks = tuple((int(n), int(m)) for n, m in state[f"blocks{k}"])
+            partitions.append(Partition(state[f"order{k}"], blocks, state[f"counts{k}"]))
+            inverses.append(list(state[f"inverses{k}"].split([n for n, _ in blocks], 1)))
+        likelihood = TemporalLikelihood(partitions, state["variance"], float(state["nu"]), None)
+        return cls(likelihood, inverses)

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import multivariate_t
 
 from deepinv_astro.optim.regions import EXCLUDED, Partition, annuli, both_regions, separation, tiles
-from deepinv_astro.optim.temporal import TemporalLikelihood, TemporalModel
+from deepinv_astro.optim.temporal import FrozenMetric, TemporalLikelihood, TemporalModel
 from deepinv_astro.physics import ADI
 
 B, C, T, H, W = 2, 3, 5, 8, 11
@@ -250,6 +250,36 @@ def test_metric_of_one_residual_serves_any_batch(maps, variance, rng):
     together = metric(u)
     for n in range(4):
         torch.testing.assert_close(together[n : n + 1], metric(u[n : n + 1]))
+
+
+def test_another_draw_has_the_covariance_of_the_residual(maps, variance, rng):
+    """In each region, over time; only the regions of the first map, which do not overlap."""
+    residual = draw(rng, 1, 1, T, H, W)
+    residual = residual - residual.mean(2, keepdim=True)
+    likelihood = TemporalLikelihood([Partition.from_labels(maps[0])], variance[:1, :1], 0.01)
+    metric = likelihood.freeze(residual)
+    draws = [metric.resigned(residual, rng) for _ in range(2)]
+    assert not torch.allclose(draws[0], draws[1])
+    white = [v / variance[:1, :1, None].sqrt() for v in (residual, *draws)]
+    for label in maps[0].unique():
+        rows = [v[0, 0][:, maps[0] == label] for v in white]
+        if label == EXCLUDED:
+            assert float(rows[1].abs().max()) == 0
+            continue
+        expected = rows[0] - rows[0].mean(0)
+        gram = expected @ expected.mT
+        assert torch.allclose(rows[1] @ rows[1].mT, gram, atol=1e-9 * float(gram.abs().max()))
+        assert torch.allclose(rows[1].sum(0), torch.zeros(()).double(), atol=1e-9)
+
+
+def test_metric_from_its_tensors_is_the_same(maps, variance, rng):
+    likelihood = TemporalLikelihood([Partition.from_labels(m) for m in maps], variance, 0.01)
+    metric = likelihood.freeze(draw(rng, B, C, T, H, W))
+    v = draw(rng, B, C, T, H, W)
+    assert torch.equal(FrozenMetric.from_state(metric.state())(v), metric(v))
+    other = TemporalLikelihood(likelihood.partitions, variance, 0.01, draw(rng, B, C, 3, H, W))
+    with pytest.raises(ValueError, match="reference frames"):
+        other.freeze(draw(rng, B, C, T, H, W)).state()
 
 
 def test_metric_of_a_batch_keeps_to_its_rows(maps, variance, rng):
