@@ -2,7 +2,7 @@ r"""Weighted least squares of a sequence, in the space of the image and in units
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +32,7 @@ class NormalEquations:
     :param torch.Tensor back: :math:`b`, ``(B, C, H, W)``.
     :param torch.Tensor scale: :math:`\sigma > 0`, broadcast to ``(B, C, H, W)``.
     :param torch.Tensor start: image :math:`x_0`, ``(B, C, H, W)``.
+    :param torch.Tensor largest: :meth:`largest_eigenvalue`, where it is known already.
 
     |sep|
 
@@ -51,6 +52,25 @@ class NormalEquations:
     back: Tensor
     scale: Tensor
     start: Tensor
+    largest: Tensor | None = None
+
+    @classmethod
+    def stack(cls, parts: Sequence[NormalEquations]) -> NormalEquations:
+        r"""Equations of several images of one size, each with its own map :math:`N`.
+
+        :param parts: equations, of one image or more each.
+        :return: (:class:`NormalEquations`) of all of them, in this order.
+        """
+        counts = [len(part.start) for part in parts]
+
+        def normal(x: Tensor) -> Tensor:
+            own = zip(parts, x.split(counts), strict=True)
+            return torch.cat([part.normal(images) for part, images in own])
+
+        back, start = (torch.cat([getattr(p, n) for p in parts]) for n in ("back", "start"))
+        scale = torch.cat([part.scale.expand_as(part.start) for part in parts])
+        largest = torch.cat([part.largest_eigenvalue() for part in parts])
+        return cls(normal, back, scale, start, largest)
 
     def gradient(self, u: Tensor) -> Tensor:
         r"""Gradient of the cost in units of noise, :math:`\sigma (N \sigma u - b)`.
@@ -67,6 +87,8 @@ class NormalEquations:
 
         :return: (:class:`torch.Tensor`) ``(B, 1, 1, 1)``.
         """
+        if self.largest is not None:
+            return self.largest
         with torch.no_grad():
             v = (self.scale * self.back).expand_as(self.start).clone()
             value = v.new_ones(len(v), 1, 1, 1)

@@ -10,7 +10,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from deepinv_astro.models.normal_equations import NormalEquations
-from deepinv_astro.optim.marginal import Marginal
+from deepinv_astro.optim.marginal import Marginal, MarginalResult
 from deepinv_astro.optim.temporal import FrozenMetric
 from deepinv_astro.physics import ADI
 
@@ -62,20 +62,40 @@ class MarginalPilot:
         :return: (:class:`NormalEquations`)
         :raises ValueError: if the operator is not :class:`deepinv_astro.physics.ADI`.
         """
-        if not isinstance(physics, ADI):
-            raise ValueError(
-                f"MarginalPilot is for ADI, got {type(physics).__name__}: give `pilot` another one, "
-                "e.g. WhitePilot()"
-            )
         with torch.no_grad():
-            found = self.method.reconstruct(y, physics)
-            residual = found.filled - physics.A(found.image)
-            pairs = zip(found.likelihoods, residual.split(1), strict=True)
-            metrics = tuple(likelihood.freeze(own) for likelihood, own in pairs)
-        normal = WhitenedOperator(physics, metrics)
-        data = torch.where(torch.isfinite(y), y, found.filled)
-        back = physics.A_adjoint(normal.metric(data))
-        return NormalEquations(normal, back, 1 / found.gradient_noise, found.image)
+            found = self.method.reconstruct(y, _adi(physics))
+        return _equations(found, y, _adi(physics))
+
+    def at(self, image: Tensor, y: Tensor, physics: LinearPhysics) -> NormalEquations:
+        r"""Equations of sequences, whose first image is known.
+
+        :param torch.Tensor image: :math:`x_0`, ``(B, C, H, W)``.
+        :param torch.Tensor y: sequences ``(B, C, T, h, w)``.
+        :param ADI physics: their operator, as for the call.
+        :return: (:class:`NormalEquations`)
+        :raises ValueError: if the operator is not :class:`deepinv_astro.physics.ADI`.
+        """
+        return _equations(self.method.at(image, y, _adi(physics)), y, _adi(physics))
+
+
+def _adi(physics: LinearPhysics) -> ADI:
+    if not isinstance(physics, ADI):
+        raise ValueError(
+            f"MarginalPilot is for ADI, got {type(physics).__name__}: give `pilot` another one, "
+            "e.g. WhitePilot()"
+        )
+    return physics
+
+
+def _equations(found: MarginalResult, y: Tensor, physics: ADI) -> NormalEquations:
+    with torch.no_grad():
+        residual = found.filled - physics.A(found.image)
+        pairs = zip(found.likelihoods, residual.split(1), strict=True)
+        metrics = tuple(likelihood.freeze(own) for likelihood, own in pairs)
+    normal = WhitenedOperator(physics, metrics)
+    data = torch.where(torch.isfinite(y), y, found.filled)
+    back = physics.A_adjoint(normal.metric(data))
+    return NormalEquations(normal, back, 1 / found.gradient_noise, found.image)
 
 
 @dataclass(frozen=True)

@@ -134,29 +134,50 @@ class Marginal(Reconstructor):
         :return: (:class:`MarginalResult`)
         :raises ValueError: if shapes do not fit, or nothing was measured.
         """
+        problems = self._problems(y, physics, references)
+        with torch.no_grad():
+            images = [problem.solve(callback or _silent) for problem in problems]
+        return _result(problems, images)
+
+    def at(
+        self, image: Tensor, y: Tensor, physics: ADI, references: Tensor | None = None
+    ) -> MarginalResult:
+        """What :meth:`reconstruct` tells, for a given image.
+
+        :param torch.Tensor image: sky ``(B, C, H, W)``.
+        :param torch.Tensor y: sequences ``(B, C, T, h, w)``; NaN where nothing was measured.
+        :param ADI physics: their operator.
+        :param torch.Tensor references: frames without object ``(B, C, T', h, w)``, or ``None``.
+        :return: (:class:`MarginalResult`)
+        """
+        problems = self._problems(y, physics, references)
+        for problem, own in zip(problems, image.split(1), strict=True):
+            problem.expect(own)
+        return _result(problems, list(image.split(1)))
+
+    def _problems(self, y: Tensor, physics: ADI, references: Tensor | None) -> list[_Problem]:
         if references is not None and len(references) != len(y):
             raise ValueError(
                 f"{len(y)} sequences have {len(references)} sets of references: give one for each"
             )
+        given = [None] * len(y) if references is None else references.split(1)
+        operators = _operators(physics, len(y))
         with torch.no_grad():
-            problems = [
-                _Problem(
-                    self,
-                    y[n : n + 1],
-                    own,
-                    flipped,
-                    None if references is None else references[n : n + 1],
-                )
-                for n, (own, flipped) in enumerate(_operators(physics, len(y)))
+            return [
+                _Problem(self, own, *pair, more)
+                for own, pair, more in zip(y.split(1), operators, given, strict=True)
             ]
-            images = [problem.solve(callback or _silent) for problem in problems]
-            solved = list(zip(problems, images, strict=True))
-            return MarginalResult(
-                torch.cat(images),
-                tuple(problem.likelihood for problem in problems),
-                torch.cat([problem.filled(image) for problem, image in solved]),
-                torch.cat([problem.gradient_noise(image)[0] for problem, image in solved]),
-            )
+
+
+def _result(problems: list[_Problem], images: list[Tensor]) -> MarginalResult:
+    solved = list(zip(problems, images, strict=True))
+    with torch.no_grad():
+        return MarginalResult(
+            torch.cat(images),
+            tuple(problem.likelihood for problem in problems),
+            torch.cat([problem.filled(image) for problem, image in solved]),
+            torch.cat([problem.gradient_noise(image)[0] for problem, image in solved]),
+        )
 
 
 def _operators(physics: ADI, count: int) -> list[tuple[ADI, ADI]]:
@@ -202,10 +223,14 @@ class _Problem:
         """The two stages."""
         pilot_iterations, image_iterations = self.method.iterations
         pilot = self._stage("pilot", self.blank, 1.0, pilot_iterations, progress)
-        self.expected = self.model.fill(self.y - self.physics.A(pilot))
+        self.expect(pilot)
         seen = blur(pilot, self.physics.filter) / (BRIGHT * self.noise)
         free = RAISED / (1 + seen.square())
         return self._stage("image", pilot, free, image_iterations, progress)
+
+    def expect(self, image: Tensor) -> None:
+        """Take for the missing data what is expected there, given an image."""
+        self.expected = self.model.fill(self.y - self.physics.A(image))
 
     def filled(self, image: Tensor) -> Tensor:
         """The sequence, missing data replaced by the sky and their expectation."""

@@ -163,6 +163,31 @@ def test_marginal_pilot_uses_the_metric_of_its_residual(rng: torch.Generator) ->
         torch.testing.assert_close(equations.back[n].flatten(), expected)
 
 
+def test_pilot_at_its_own_image_is_the_pilot(rng: torch.Generator) -> None:
+    y, physics = problem(rng)
+    pilot = MarginalPilot(FAST)
+    whole = pilot(y, physics)
+    again = pilot.at(whole.start, y, physics)
+    for name in ("back", "scale", "start"):
+        torch.testing.assert_close(getattr(again, name), getattr(whole, name))
+    other = pilot.at(0 * whole.start, y, physics)
+    assert not torch.allclose(other.back, whole.back)
+    with pytest.raises(ValueError, match="MarginalPilot is for ADI"):
+        pilot.at(whole.start, y, LinearPhysics())
+
+
+def test_stacked_equations_are_those_of_each_image(rng: torch.Generator) -> None:
+    y, physics = problem(rng, batch=3)
+    pilot = MarginalPilot(FAST)
+    whole = pilot(y, physics)
+    parts = [pilot(y[n : n + 1], physics.sample(n)) for n in range(3)]
+    stacked = NormalEquations.stack(parts)
+    model = trained(network(MarginalPilot(FAST)), rng)
+    torch.testing.assert_close(model.refine(stacked), model.refine(whole))
+    torch.testing.assert_close(stacked.largest_eigenvalue(), whole.largest_eigenvalue())
+    assert stacked.largest is not None
+
+
 def test_scale_is_the_noise_of_a_pixel(rng: torch.Generator) -> None:
     """White noise: the diagonal of N is known; the null gradient must tell its inverse root."""
     size, frames = (25, 23), 12
