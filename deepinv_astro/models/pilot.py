@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from deepinv_astro.models.normal_equations import NormalEquations
 from deepinv_astro.optim.marginal import Marginal, MarginalResult
+from deepinv_astro.optim.projected import minimize_projected
 from deepinv_astro.optim.temporal import FrozenMetric
 from deepinv_astro.physics import ADI
 
@@ -24,12 +26,21 @@ Map = Callable[[Tensor], Tensor]
 #: function of the data.
 _PROBES, _SEED = 4, 20240229
 
+#: Fall of the marginal likelihood in one iteration, in nats, under which it is not worth another.
+_TOLERANCE = 1.0
+
+
+def _first_image() -> Marginal:
+    solver = partial(minimize_projected, tolerance=_TOLERANCE)
+    return Marginal(iterations=(40, 30), solver=solver)
+
 
 @dataclass(frozen=True)
 class MarginalPilot:
     r"""First image and metric of ADI sequences, by the marginal likelihood of the speckles in time.
 
-    :math:`x_0` is the image of :class:`deepinv_astro.optim.Marginal`, with few iterations, and
+    :math:`x_0` is the image of :class:`deepinv_astro.optim.Marginal`, with few iterations, as long
+    as each gains one in the logarithm of the likelihood, and
     :math:`W` the metric of its residual,
     :class:`deepinv_astro.optim.temporal.FrozenMetric`: static halo removed, one covariance in time
     for each annulus. :math:`\sigma` is the inverse of the robust radial deviation of the null
@@ -52,7 +63,7 @@ class MarginalPilot:
         True
     """
 
-    method: Marginal = field(default_factory=lambda: Marginal(iterations=(20, 30)))
+    method: Marginal = field(default_factory=_first_image)
 
     def __call__(self, y: Tensor, physics: LinearPhysics) -> NormalEquations:
         r"""Equations of sequences.

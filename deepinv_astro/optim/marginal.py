@@ -9,7 +9,7 @@ import torch
 from deepinv.models import Reconstructor
 from torch import Tensor
 
-from deepinv_astro.optim.bounded import minimize_bounded
+from deepinv_astro.optim.bounded import Minimum, minimize_bounded
 from deepinv_astro.optim.missing import without_dead_pixels
 from deepinv_astro.optim.radial import null_scale, radial_profile
 from deepinv_astro.optim.regions import Regions, annular_regions, separation
@@ -74,6 +74,9 @@ class Marginal(Reconstructor):
         :func:`~deepinv_astro.optim.regions.tiled_regions` or
         :func:`~deepinv_astro.optim.regions.both_regions`.
     :param tuple iterations: most iterations of the two stages.
+    :param Callable solver: called as :func:`~deepinv_astro.optim.bounded.minimize_bounded`
+        (default), e.g. :func:`~deepinv_astro.optim.projected.minimize_projected` with a
+        ``tolerance``, to stop early.
 
     The sequence may hold NaN: missing data are replaced, at each stage, by their expectation given
     the frames in which the pixel was seen, and exert no force on the image. Pixels that are
@@ -102,10 +105,11 @@ class Marginal(Reconstructor):
         nu: float = 1e-3,
         regions: Regions = annular_regions,
         iterations: tuple[int, int] = (150, 150),
+        solver: Callable[..., Minimum] = minimize_bounded,
     ):
         super().__init__()
         self.smoothness, self.sparsity, self.nu = smoothness, sparsity, nu
-        self.regions, self.iterations = regions, iterations
+        self.regions, self.iterations, self.solver = regions, iterations, solver
 
     def forward(self, y: Tensor, physics: ADI, references: Tensor | None = None) -> Tensor:
         """Reconstruct sequences.
@@ -260,7 +264,7 @@ class _Problem:
             gradient -= self.physics.A_adjoint(slope.masked_fill(self.missing, 0.0))
             return cost.sum() + smooth.double() + (sparse_weight * x).double().sum(), gradient
 
-        found = minimize_bounded(
+        found = self.method.solver(
             cost_and_gradient,
             start,
             scale=1 / noise_of_gradient,
