@@ -2,17 +2,46 @@
 
 from deepinv_astro.training.loop import Loop, Share, Validation
 from deepinv_astro.training.recipe import Recipe
+from deepinv_astro.training.reobservation import Reobservation
 from deepinv_astro.training.restoration import Restoration, noise_level
 from deepinv_astro.training.schedule import Schedule
+from deepinv_astro.training.survey import Stars, SurveyTasks, SurveyTraining
+from deepinv_astro.training.survey_recipe import Precision, SurveyRecipe
+from deepinv_astro.training.tasks import (
+    Observation,
+    Part,
+    consistency,
+    observe,
+    recorrupted,
+    risk,
+    splitting,
+    truth,
+    values,
+)
 from deepinv_astro.training.trainer import Training
 
 __all__ = [
     "Loop",
+    "Observation",
+    "Part",
+    "Precision",
     "Recipe",
+    "Reobservation",
     "Restoration",
     "Schedule",
     "Share",
+    "Stars",
+    "SurveyRecipe",
+    "SurveyTasks",
+    "SurveyTraining",
     "Training",
     "Validation",
+    "consistency",
     "noise_level",
+    "observe",
+    "recorrupted",
+    "risk",
+    "splitting",
+    "truth",
+    "values",
 ]

@@ -1,0 +1,98 @@
+r"""What a training on a survey is made of, and by how much of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+
+from deepinv_astro.training.schedule import Schedule
+
+__all__ = ["Precision", "SurveyRecipe"]
+
+
+class Precision(str, Enum):
+    """Numbers of the networks; operators and likelihoods are in single precision."""
+
+    SINGLE = "float32"
+    MIXED = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SurveyRecipe(Schedule):
+    r"""Training of a reconstructor :math:`f` of sequences, whose truths nobody knows.
+
+    .. math::
+
+        \min_f \; \mathbb E_{\text{star}} \Big[ w_{\mathrm{MC}}\, \ell_{\mathrm{MC}}
+        + w_{\mathrm{SURE}}\, \ell_{\mathrm{SURE}} + w_{\mathrm{R2R}}\, \ell_{\mathrm{R2R}}
+        + w_{\mathrm{split}}\, \ell_{\mathrm{split}}
+        + w_{\mathrm{again}}\, \ell_{\mathrm{again}} \Big] \Big/ \sum w
+
+    with the losses of the functions named below, all in the metric :math:`W` of the speckles of
+    each star. For each star of a batch one of them is drawn, with a probability proportional to its
+    weight: all recipes with the same number of steps cost nearly the same.
+
+    :param float consistency: weight of :func:`~deepinv_astro.training.consistency`, no risk.
+    :param float risk: of :func:`~deepinv_astro.training.risk`, SURE.
+    :param float recorrupted: of :func:`~deepinv_astro.training.recorrupted`, R2R.
+    :param float splitting: of :func:`~deepinv_astro.training.splitting`, frames held out.
+    :param float again: of :class:`~deepinv_astro.training.Reobservation`, equivariance and
+        multi-operator consistency; from ``again_after`` on.
+    :param float again_after: share of the steps after which stars are observed again, once the
+        network knows something of them.
+    :param int again_every: steps between two stars observed again.
+    :param int again_kept: how many of the latest are kept.
+    :param int draws: splits, probes and noises of each star, made once.
+    :param int block: most frames of a block of :func:`~deepinv_astro.training.splitting`.
+    :param int window: stars whose operators are held in memory: some 50 MB for each with 24 frames
+        of 65 x 65 pixels. They change by one in each step.
+    :param str precision: of the networks, ``"float32"`` or ``"bfloat16"``.
+    :param schedule: ``batch`` (stars of a step) and the other fields of :class:`Schedule`.
+    :raises ValueError: if a number is out of range or all weights are zero; the message names it.
+
+    |sep|
+
+    :Examples:
+
+        >>> from deepinv_astro.training import SurveyRecipe
+        >>> SurveyRecipe(again=0.0).weights()
+        {'splitting': 1.0}
+    """
+
+    consistency: float = 0.0
+    risk: float = 0.0
+    recorrupted: float = 0.0
+    splitting: float = 1.0
+    again: float = 0.0
+    again_after: float = 0.5
+    again_every: int = 4
+    again_kept: int = 64
+    draws: int = 2
+    block: int = 3
+    window: int = 64
+    precision: str = Precision.SINGLE.value
+    steps: int = 600
+    learning_rate: float = 2e-3
+    averaging: float = 0.99
+    validate_every: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_counts("again_every", "again_kept", "draws", "block", "window")
+        self.check_weights("consistency", "risk", "recorrupted", "splitting", "again")
+        if not 0 <= self.again_after <= 1:
+            raise ValueError(f"`again_after` must be in [0, 1], got {self.again_after}")
+        if not any(self.weights()[name] for name in self.weights() if name != "again"):
+            raise ValueError(
+                "one weight of consistency, risk, recorrupted or splitting must be positive"
+            )
+        object.__setattr__(self, "precision", Precision(self.precision).value)
+
+    def weights(self) -> dict[str, float]:
+        """
+        The parts that have a weight.
+
+        :return: (dict) from name to weight.
+        """
+        names = ("consistency", "risk", "recorrupted", "splitting", "again")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}

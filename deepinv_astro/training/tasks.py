@@ -1,0 +1,249 @@
+r"""Problems whose answers can be judged without the truth, made of one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
+from deepinv_astro.models import MarginalPilot, NormalEquations, UnrolledADI
+from deepinv_astro.models.pilot import WhitenedOperator
+from deepinv_astro.physics import ADI
+
+__all__ = [
+    "Observation",
+    "Part",
+    "Task",
+    "consistency",
+    "measured",
+    "observe",
+    "recorrupted",
+    "risk",
+    "splitting",
+    "truth",
+    "values",
+]
+
+Device = torch.device | str
+
+
+class Observation(NamedTuple):
+    """
+    One sequence of one star, and what is made of it once.
+
+    :param torch.Tensor y: the sequence ``(1, C, T, h, w)``; NaN where nothing was measured.
+    :param ADI physics: its operator, with its own parameters.
+    :param NormalEquations whole: equations of all frames, of :class:`MarginalPilot`.
+    """
+
+    y: Tensor
+    physics: ADI
+    whole: NormalEquations
+
+
+def observe(item: Mapping[str, Any], pilot: MarginalPilot, device: Device = "cpu") -> Observation:
+    r"""
+    One target of a survey with its operator and its equations.
+
+    :param item: of :class:`~deepinv_astro.datasets.SyntheticSurvey` or
+        :class:`~deepinv_astro.datasets.SequenceFolder`: ``{"y": (C, T, h, w), "params": {...}}``.
+    :param MarginalPilot pilot: makes the equations.
+    :param device: where all of it is put.
+    :return: (:class:`Observation`)
+    """
+    y, physics = measured(item, device)
+    with torch.no_grad():
+        return Observation(y, physics, pilot(y, physics))
+
+
+def measured(item: Mapping[str, Any], device: Device = "cpu") -> tuple[Tensor, ADI]:
+    """
+    The sequence of an item, as a batch of one, and its operator.
+
+    :param item: as for :func:`observe`.
+    :param device: where both are put.
+    :return: sequence and operator.
+    """
+    y = item["y"][None].to(device)
+    params = {name: value[None].to(device) for name, value in item["params"].items()}
+    channels, _, height, width = item["y"].shape
+    return y, ADI((channels, height, width), **params, device=device)
+
+
+class Part(NamedTuple):
+    r"""
+    Equations that a network is given, and a quadratic form of what it makes of them.
+
+    .. math::
+
+        \ell(f) = \hat x^\top N' \hat x - 2\, b'^\top \hat x , \qquad \hat x = f(N, b, x_0, \sigma)
+
+    :param NormalEquations given: :math:`N, b, x_0, \sigma`.
+    :param normal: the map :math:`N'`; none for zero.
+    :param torch.Tensor back: :math:`b'`, ``(1, C, H, W)``.
+    """
+
+    given: NormalEquations
+    normal: Callable[[Tensor], Tensor] | None
+    back: Tensor
+
+
+#: The loss of a task is the sum over its parts.
+Task = tuple[Part, ...]
+
+
+def consistency(seen: Observation) -> Task:
+    r"""Consistency with the measurements that the network has seen, :math:`\|A \hat x - y\|_W^2`.
+
+    It is no risk: what fits the noise has the least.
+
+    :param Observation seen: the sequence.
+    :return: the task.
+    """
+    return (Part(seen.whole, seen.whole.normal, seen.whole.back),)
+
+
+def risk(
+    seen: Observation,
+    pilot: MarginalPilot,
+    generator: torch.Generator | None = None,
+    *,
+    tau: float = 0.05,
+) -> Task:
+    r"""Stein's unbiased risk in the metric :math:`W = \Sigma^{-1}` of the sequence, which is frozen.
+
+    .. math::
+
+        \| A \hat x - y \|_W^2 + 2 \operatorname{tr} \frac{\partial A \hat x}{\partial y} , \qquad
+        \operatorname{tr} \frac{\partial A \hat x}{\partial y} \approx
+        p^\top W A\, \frac{f(y + \tau p) - f(y)}{\tau}, \quad p \sim \Sigma .
+
+    The probe :math:`p` is the residual of the pilot with random signs of its modes in time
+    (:meth:`~deepinv_astro.optim.temporal.FrozenMetric.resigned`). The derivative is that of the whole
+    reconstruction: the pilot is run again at :math:`y + \tau p`.
+
+    :param Observation seen: the sequence.
+    :param MarginalPilot pilot: makes the equations.
+    :param torch.Generator generator: source of the probe.
+    :param float tau: :math:`\tau`.
+    :return: the task, of two parts.
+    """
+    probe, normal = _probe(seen, generator), _operator(seen.whole)
+    slope = seen.physics.A_adjoint(normal.metric(probe)) / tau
+    moved = pilot(seen.y + tau * probe, seen.physics)
+    return (
+        Part(seen.whole, normal, seen.whole.back + slope),
+        Part(moved, None, -slope),
+    )
+
+
+def recorrupted(
+    seen: Observation,
+    pilot: MarginalPilot,
+    generator: torch.Generator | None = None,
+    *,
+    strength: float = 0.5,
+) -> Task:
+    r"""Reconstruction from data with more noise, judged by data with the opposite noise.
+
+    .. math::
+
+        \| A f(y + \alpha p) - (y - p / \alpha) \|_W^2 , \qquad p \sim \Sigma ,
+
+    whose expectation is the risk at the noise :math:`(1 + \alpha^2) \Sigma` if the noise is Gaussian
+    (Pang+ 2021, Monroy+ 2025). :math:`p` as for :func:`risk`.
+
+    :param Observation seen: the sequence.
+    :param MarginalPilot pilot: makes the equations.
+    :param torch.Generator generator: source of the noise.
+    :param float strength: :math:`\alpha`.
+    :return: the task.
+    """
+    noise, normal = _probe(seen, generator), _operator(seen.whole)
+    given = pilot(seen.y + strength * noise, seen.physics)
+    less = seen.physics.A_adjoint(normal.metric(noise)) / strength
+    return (Part(given, normal, seen.whole.back - less),)
+
+
+def splitting(
+    seen: Observation,
+    pilot: MarginalPilot,
+    generator: torch.Generator | None = None,
+    *,
+    block: int = 3,
+) -> Task:
+    r"""Reconstruction from half of the frames, judged by the others: :math:`\| A_b \hat x_a - y_b \|_{W_b}^2`.
+
+    Blocks of frames keep angular diversity in both halves
+    (:func:`~deepinv_astro.loss.draw_split`); :math:`W_b` is that of the residual of the held-out
+    frames at the image of the whole sequence.
+
+    :param Observation seen: the sequence.
+    :param MarginalPilot pilot: makes the equations.
+    :param torch.Generator generator: source of the split.
+    :param int block: frames of a block; fewer if the sequence is short.
+    :return: the task.
+    """
+    frames = seen.y.shape[2]
+    split = draw_split(
+        seen.physics.angles, block=max(1, min(block, frames // 4)), generator=generator
+    )
+    given = pilot(seen.y[:, :, split.given], frame_subset(seen.physics, split.given))
+    held = pilot.at(
+        seen.whole.start, seen.y[:, :, split.held], frame_subset(seen.physics, split.held)
+    )
+    return (Part(given, held.normal, held.back),)
+
+
+def truth(seen: Observation, x: Tensor) -> Task:
+    r"""Error of the reconstruction in the metric of the data, :math:`\|A (\hat x - x)\|_W^2`: for references.
+
+    :param Observation seen: the sequence.
+    :param torch.Tensor x: the sky ``(1, C, H, W)``.
+    :return: the task.
+    """
+    return (Part(seen.whole, seen.whole.normal, seen.whole.normal(x)),)
+
+
+def values(model: UnrolledADI, tasks: list[Task]) -> Tensor:
+    r"""Loss of each task, per pixel and in units of the brightness of what was given.
+
+    .. math::
+
+        \frac{\ell(f)}{n\, q^2}, \qquad q^2 = 1 + \overline{(x_0 / \sigma)^2} .
+
+    An empty image has the value zero, the best one a negative value. Reconstructions of one size are
+    computed together.
+
+    :param UnrolledADI model: :math:`f`.
+    :param list tasks: problems of any sizes.
+    :return: (:class:`torch.Tensor`) a value for each task.
+    """
+    parts = [(k, part) for k, task in enumerate(tasks) for part in task]
+    shapes = dict.fromkeys(part.given.start.shape for _, part in parts)
+    total = [parts[0][1].back.new_zeros(()) for _ in tasks]
+    for shape in shapes:
+        group = [(k, part) for k, part in parts if part.given.start.shape == shape]
+        images = model.refine(NormalEquations.stack([part.given for _, part in group]))
+        for (k, part), x in zip(group, images.split(1), strict=True):
+            first = tasks[k][0].given
+            level = 1 + (first.start / first.scale).square().mean()
+            slope = -2 * part.back if part.normal is None else part.normal(x) - 2 * part.back
+            total[k] = total[k] + (x * slope).mean() / level
+    return torch.stack(total)
+
+
+def _operator(equations: NormalEquations) -> WhitenedOperator:
+    if not isinstance(equations.normal, WhitenedOperator):
+        raise TypeError("these equations have no metric in time: make them by MarginalPilot")
+    return equations.normal
+
+
+def _probe(seen: Observation, generator: torch.Generator | None) -> Tensor:
+    """Residual of the pilot with other signs; zero where nothing was measured."""
+    metric = _operator(seen.whole).metrics[0]
+    residual = seen.y - seen.physics.A(seen.whole.start)
+    return metric.resigned(residual.nan_to_num(0.0), generator)

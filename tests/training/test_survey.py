@@ -1,0 +1,359 @@
+"""Training on a survey: tasks against dense twins, exact resume, two processes, stars seen again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepinv_astro.datasets import PSFError, SyntheticSurvey
+from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
+from deepinv_astro.models import MarginalPilot, SmallUNet, UnrolledADI
+from deepinv_astro.optim import Marginal
+from deepinv_astro.training import (
+    Observation,
+    Precision,
+    Reobservation,
+    SurveyRecipe,
+    SurveyTraining,
+    consistency,
+    observe,
+    recorrupted,
+    risk,
+    splitting,
+    truth,
+    values,
+)
+from deepinv_astro.training.packing import pack, unpack
+
+PILOT = MarginalPilot(Marginal(iterations=(3, 4)))
+ALL = SurveyRecipe(
+    consistency=0.5, risk=1.0, recorrupted=1.0, splitting=1.0, again=2.0, again_after=0.25,
+    again_every=1, again_kept=2, draws=1, window=4, steps=12, warmup=2, batch=2, validate_every=4,
+)  # fmt: skip
+
+
+def model(seed: int = 1, moved: float = 0.05) -> UnrolledADI:
+    rng = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = UnrolledADI(PILOT, [SmallUNet(4) for _ in range(2)])
+    with torch.no_grad():
+        for value in made.parameters():
+            value += moved * torch.randn(value.shape, generator=rng)
+    return made
+
+
+def stars(train: int = 3, validate: int = 2) -> Any:
+    survey = SyntheticSurvey.small(1, seed=4, img_size=(19, 21), frames=8, psf_size=9, keep=9)
+    return survey.split(train, validate, 1)
+
+
+def training(recipe: SurveyRecipe = ALL, **options: Any) -> SurveyTraining:
+    given = stars()
+    made = SurveyTraining(model(), given.train, given.validation, recipe, seed=3, **options)
+    made.prepare()
+    return made
+
+
+@pytest.fixture(scope="module")
+def seen() -> Observation:
+    return observe(stars().train[1], PILOT)
+
+
+def cost(x: Tensor, y: Tensor, seen: Observation, metric: Any, physics: Any) -> float:
+    """|A x - y|_W^2 - |y|_W^2, frame by frame."""
+    residual = y - physics.A(x)
+    return float((residual * metric(residual)).sum() - (y * metric(y)).sum())
+
+
+# ---------------------------------------------------------------- tasks
+def test_consistency_is_the_weighted_misfit(seen: Observation) -> None:
+    net = model().train()
+    found = float(values(net, [consistency(seen)]).detach())
+    x = net.refine(seen.whole).detach()
+    level = 1 + float((seen.whole.start / seen.whole.scale).square().mean())
+    metric = seen.whole.normal.metrics[0]
+    expected = cost(x, seen.y, seen, metric, seen.physics) / x.numel() / level
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_frames_held_out_judge_those_given(seen: Observation) -> None:
+    net = model().train()
+    (part,) = splitting(seen, PILOT, torch.Generator().manual_seed(8), block=2)
+    split = draw_split(seen.physics.angles, block=2, generator=torch.Generator().manual_seed(8))
+    given = PILOT(seen.y[:, :, split.given], frame_subset(seen.physics, split.given))
+    torch.testing.assert_close(part.given.start, given.start)
+    held, y = frame_subset(seen.physics, split.held), seen.y[:, :, split.held]
+    x = net.refine(given).detach()
+    metric = part.normal.metrics[0]  # type: ignore[union-attr]
+    found = float((x * (part.normal(x) - 2 * part.back)).sum())  # type: ignore[misc]
+    assert found == pytest.approx(cost(x, y, seen, metric, held), rel=1e-3)
+
+
+def test_risk_has_the_divergence_of_the_whole_reconstruction(seen: Observation) -> None:
+    """Against the same difference, computed on sequences."""
+    net, tau = model().train(), 0.05
+    task = risk(seen, PILOT, torch.Generator().manual_seed(5), tau=tau)
+    found = float(values(net, [task]).detach())
+    metric = seen.whole.normal.metrics[0]
+    probe = metric.resigned(
+        seen.y - seen.physics.A(seen.whole.start), torch.Generator().manual_seed(5)
+    )
+    with torch.no_grad():
+        x = net.refine(seen.whole)
+        moved = net.refine(PILOT(seen.y + tau * probe, seen.physics))
+        divergence = float((metric(probe) * seen.physics.A(moved - x)).sum()) / tau
+    level = 1 + float((seen.whole.start / seen.whole.scale).square().mean())
+    misfit = cost(x, seen.y, seen, metric, seen.physics)
+    expected = (misfit + 2 * divergence) / x.numel() / level
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert abs(2 * divergence) > 0.01 * abs(misfit)
+
+
+def test_recorrupted_data_are_judged_by_the_opposite_noise(seen: Observation) -> None:
+    net, a = model().train(), 0.5
+    (part,) = recorrupted(seen, PILOT, torch.Generator().manual_seed(5), strength=a)
+    metric = seen.whole.normal.metrics[0]
+    noise = metric.resigned(
+        seen.y - seen.physics.A(seen.whole.start), torch.Generator().manual_seed(5)
+    )
+    torch.testing.assert_close(part.given.start, PILOT(seen.y + a * noise, seen.physics).start)
+    x = net.refine(part.given).detach()
+    found = float((x * (part.normal(x) - 2 * part.back)).sum())  # type: ignore[misc]
+    expected = cost(x, seen.y - noise / a, seen, metric, seen.physics)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_truth_has_the_least_error(seen: Observation) -> None:
+    x = stars().train.truth(1).x[None]
+    (part,) = truth(seen, x)
+    shifted = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    best, other = (float((v * (part.normal(v) - 2 * part.back)).sum()) for v in (x, shifted))  # type: ignore[misc]
+    assert best < other
+
+
+def test_tasks_of_several_sizes_are_valued_together(seen: Observation) -> None:
+    other = observe(SyntheticSurvey.small(1, seed=9, img_size=(17, 17), frames=6)[0], PILOT)
+    tasks = [consistency(seen), consistency(other), consistency(seen)]
+    net = model().train()
+    together = values(net, tasks)
+    alone = torch.stack([values(net, [task])[0] for task in tasks])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [risk, recorrupted, splitting])
+def test_packed_tasks_are_the_same(make: Any, seen: Observation, tmp_path: Path) -> None:
+    task = make(seen, PILOT, torch.Generator().manual_seed(2))
+    torch.save(pack(task), tmp_path / "t.pt")
+    again = unpack(torch.load(tmp_path / "t.pt", weights_only=True))
+    net = model()
+    torch.testing.assert_close(values(net, [again]), values(net, [task]))
+    if make is risk:  # one operator, not two with tables of their own
+        assert again[0].normal is again[0].given.normal
+        assert again[1].given.normal.physics is again[0].given.normal.physics
+
+
+# ---------------------------------------------------------------- stars seen again
+def test_a_star_seen_again_has_its_image_for_truth(seen: Observation) -> None:
+    """Without noise of the PSF: the loss of the image that was put in is the least."""
+    other = observe(stars().train[2], PILOT)
+    reobservation = Reobservation(amplitudes=(0.5, 0.5), psf_error=PSFError(0.0, 0.0))
+    net = model().eval()
+    rng = torch.Generator().manual_seed(6)
+    (part,) = reobservation(net, seen, other, rng)
+    x = (
+        reobservation.transformed(
+            net.refine(seen.whole).clamp_min(0).detach() / seen.whole.scale,
+            torch.Generator().manual_seed(6),
+        )
+        * other.whole.scale
+    )
+    torch.testing.assert_close(part.back, part.given.normal(x))
+    assert part.given.normal.physics.angles.equal(other.physics.angles)  # type: ignore[attr-defined]
+
+
+def test_transformed_skies_are_dimmed_within_the_range() -> None:
+    u = torch.zeros(1, 1, 25, 25)
+    u[0, 0, 14:17, 15:19] = 3.0
+    rng = torch.Generator().manual_seed(0)
+    for stretch in (0.0, 1.0):
+        made = Reobservation(amplitudes=(0.2, 0.4), stretch=stretch)
+        ratios = [float(made.transformed(u, rng).norm() / u.norm()) for _ in range(20)]
+        assert min(ratios) > 0.1
+        assert max(ratios) < 0.41
+        assert max(ratios) - min(ratios) > 0.05
+
+
+# ---------------------------------------------------------------- the loop
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = training()
+    whole.run()
+    part = training(folder=tmp_path / "tasks")
+
+    def stop(step: int) -> None:
+        if step == 10:  # two steps after the checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        part.run(tmp_path / "c.pt", stop)
+    rest = training(folder=tmp_path / "tasks")
+    rest.load_state_dict(torch.load(tmp_path / "c.pt", weights_only=True))
+    assert rest.step == 8
+    assert len(rest.again) == 2
+    rest.run()
+    one, two = whole.state_dict(), rest.state_dict()
+    for state in (one, two):  # but the clock
+        state["seconds"], state["history"] = 0, [line[:3] for line in state["history"]]
+        state["torch_rng"] = 0
+    assert [k for k in one if not same(one[k], two[k])] == []
+
+
+def test_tasks_are_found_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = training(folder=tmp_path)
+    kinds = ["consistency", "recorrupted", "risk", "splitting", "whole"]
+    names = sorted(p.name for p in (tmp_path / "train").iterdir())
+    assert names == [f"{star:06d}-{kind}.pt" for star in range(3) for kind in kinds]
+    assert len(list((tmp_path / "validate").iterdir())) == 4
+    monkeypatch.setattr(type(first.train), "_write", None)
+    done: list[int] = []
+    second = SurveyTraining(model(), stars().train, stars().validation, ALL, folder=tmp_path)
+    second.prepare(done.append)
+    assert done == [1, 2, 3, 4, 5]
+
+
+def test_memory_holds_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = training(dataclasses.replace(ALL, steps=6, warmup=1, window=2, again=0.0))
+    made.run()
+    assert len(made._live) <= 2
+
+
+def test_all_parts_are_drawn_and_stars_seen_again_late() -> None:
+    made = training()
+    kinds: list[tuple[int, str]] = []
+    one = made._task
+
+    def follow(kind: str, *number: int) -> Any:
+        kinds.append((made.step, kind))
+        return one(kind, *number)
+
+    made._task = follow  # type: ignore[method-assign]
+    made.run()
+    assert {kind for _, kind in kinds} == {
+        "consistency", "risk", "recorrupted", "splitting", "again",
+    }  # fmt: skip
+    assert min(step for step, kind in kinds if kind == "again") >= 3
+    assert len(made.again) == 2
+
+
+def test_mixed_precision_is_close(seen: Observation) -> None:
+    net = model()
+    single = values(net, [consistency(seen)])
+    net.precision = torch.bfloat16
+    mixed = values(net, [consistency(seen)])
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, single)
+    torch.testing.assert_close(mixed, single, rtol=0.03, atol=0.01)
+    made = training(dataclasses.replace(ALL, precision=Precision.MIXED.value, steps=3, warmup=1))
+    made.run()
+    assert made.history[-1].step == 3
+
+
+def test_training_on_frames_held_out_lowers_their_risk() -> None:
+    """On other splits of the same stars."""
+    recipe = SurveyRecipe(
+        steps=80, batch=4, draws=4, validate_every=40, averaging=0.9, learning_rate=3e-3
+    )
+    given = stars(12, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UnrolledADI(PILOT, [SmallUNet(6) for _ in range(2)])
+    made = SurveyTraining(net, given.train, given.train, recipe)
+    made.prepare()
+    made.run()
+    assert made.history[-1].validation < made.history[0].validation - 0.02
+
+
+PROCESS = """
+import sys, torch
+from torch import distributed
+distributed.init_process_group("gloo")
+sys.path.insert(0, sys.argv[1])
+import dataclasses
+from test_survey import ALL, training
+made = training(dataclasses.replace(ALL, batch=int(sys.argv[3])), folder=sys.argv[4])
+made.run(sys.argv[2])
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(PROCESS)
+    states = []
+    for processes, batch in ((1, 4), (2, 2), (1, 2)):
+        path = tmp_path / f"{processes}-{batch}.pt"
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             f"--nproc-per-node={processes}", str(script), str(Path(__file__).parent), str(path),
+             str(batch), str(tmp_path / f"tasks{processes}")],
+            check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+        )  # fmt: skip
+        states.append(torch.load(path, weights_only=True))
+    one, two, half = states
+    assert one["step"] == two["step"] == 12
+    # weights move by a rate of .002 in each of 12 steps; what differs is rounding
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=1e-3)
+    differences = [float((half["model"][k] - v).abs().max()) for k, v in one["model"].items()]
+    assert max(differences) > 5e-3
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a[2] == pytest.approx(b[2], rel=1e-3, abs=1e-4)
+
+
+# ---------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("splitting", -1.0),
+        ("draws", 0),
+        ("window", 2.5),
+        ("again_after", 1.5),
+        ("precision", "int8"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=str(value) if name == "precision" else name):
+        dataclasses.replace(SurveyRecipe(), **{name: value})
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match="one weight of"):
+        SurveyRecipe(splitting=0.0, again=1.0)
+    given = stars()
+    with pytest.raises(ValueError, match="give one or more of both"):
+        SurveyTraining(model(), [], given.validation, ALL)
+    with pytest.raises(RuntimeError, match="prepare"):
+        SurveyTraining(model(), given.train, given.validation, ALL).run()
+    net = model()
+    net.pilot = lambda y, physics: None  # type: ignore[assignment,return-value]
+    with pytest.raises(ValueError, match="MarginalPilot"):
+        SurveyTraining(net, given.train, given.validation, ALL)
