@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import signal
 import subprocess
@@ -118,6 +119,17 @@ def test_super_resolution_with_a_measured_psf(folder: Path, tmp_path: Path) -> N
         ({"--factor": 3}, "--task sr"),
         ({"--crop": 70}, "--crop"),
         ({"--resume": None}, "--resume"),
+        (
+            {"--psf": 0},
+            "found 0, which leaves nothing to deblur; give that of the images, or pass --task sr",
+        ),
+        ({"--psf": 40}, "found 121 x 121 pixels, more than the smallest image has (72 on the grid"),
+        (
+            {"--psf": 70, "--task": "sr"},
+            "found 211 x 211 pixels, more than the smallest image has (144",
+        ),
+        ({"--device": "gpu"}, "--device: found 'gpu'; expected one of cpu, cuda"),
+        ({"--device": "cuda:99"}, "--device: PyTorch cannot use 'cuda:99' here"),
     ],
 )
 def test_errors_name_the_option(
@@ -127,7 +139,76 @@ def test_errors_name_the_option(
     options.update(change)
     words = [w for pair in options.items() for w in pair if w is not None]
     assert message in error_of("train", *words)
-    assert not (tmp_path / "o" / "weights.pt").exists()
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_measured_psf_must_fit(folder: Path, tmp_path: Path) -> None:
+    rows = np.arange(-40.0, 41)[:, None]
+    wide = np.exp(-np.hypot(rows, rows.T) / 20).astype(np.float32)  # needed to its edges
+    fits.PrimaryHDU(wide).writeto(tmp_path / "wide.fits")
+    message = error_of(
+        "train", "--images", folder, "--psf", tmp_path / "wide.fits", "-o", tmp_path / "o"
+    )
+    assert "more than the smallest image has (72" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_images_that_teach_nothing_leave_no_folder(tmp_path: Path) -> None:
+    for k in range(2):
+        write_gray_image(tmp_path / "flat" / f"{k}.fits", np.ones((120, 120), np.float32))
+    out = ("-o", tmp_path / "o")
+    assert "--noise" in error_of("train", "--images", tmp_path / "flat", "--psf", 2, *out)
+    assert "constant" in error_of(
+        "train", "--images", tmp_path / "flat", "--psf", 2, "--noise", 1, *out
+    )
+    assert not (tmp_path / "o").exists()
+
+
+def test_super_resolution_says_that_its_noise_is_uncertain(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Restoration] = []
+    monkeypatch.setattr(
+        importlib.import_module("deepinv_astro.cli.train"), "_run", lambda _, r, *a: seen.append(r)
+    )
+    options = ("--images", folder, "--task", "sr", "--psf", 0, "--crop", 12, "-o", tmp_path / "o")
+    result = run("train", *options)
+    assert result.exit_code == 0, result.output
+    assert "may be some 40 % too high" in result.output
+    assert "40 %" not in run("train", *options, "--noise", SIGMA).output
+    assert [(r.psf.tolist(), r.factor) for r in seen] == [([[1.0]], 2)] * 2
+
+
+def test_help_shows_flags_without_a_value() -> None:
+    for command in ("train", "restore"):
+        text = run(command, "--help").output
+        lines = [line for line in text.splitlines() if "--overwrite" in line or "--resume" in line]
+        assert lines
+        assert not any("bool" in line for line in lines)
+
+
+def test_training_runs_on_the_device_that_was_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever torch has: here its device without data stands for a GPU."""
+    reconstruct, train = (
+        importlib.import_module(f"deepinv_astro.cli.{name}") for name in ("reconstruct", "train")
+    )
+    monkeypatch.setattr(reconstruct, "check_device", lambda name: None)
+    seen = {}
+
+    def stop(training, restoration, *rest):  # type: ignore[no-untyped-def]
+        tensors = [*training.model.state_dict().values(), *training.physics.state_dict().values(),
+                   *training.train, training.validate, restoration.psf]  # fmt: skip
+        seen.update(dict.fromkeys(t.device.type for t in tensors))
+
+    monkeypatch.setattr(train, "_run", stop)
+    options = ("--images", folder, "--psf", FWHM, "-o", tmp_path / "o", *SHORT)
+    for device in ("cpu", "meta"):
+        seen.clear()
+        result = run("train", *options, "--device", device)
+        assert result.exit_code == 0, result.output
+        assert set(seen) == {device}
 
 
 def test_errors_of_restore(folder: Path, tmp_path: Path) -> None:

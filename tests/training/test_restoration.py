@@ -11,8 +11,8 @@ from torch import Tensor
 from deepinv_astro.models.tikhonov import Tikhonov
 from deepinv_astro.training import Recipe, Restoration, Training, noise_level
 from deepinv_astro.training.log import draw_restoration, write_history
-from deepinv_astro.training.restoration import contrast
 from deepinv_astro.training.loop import Validation
+from deepinv_astro.training.restoration import contrast
 
 
 def sky(height: int, width: int, seed: int = 0) -> Tensor:
@@ -134,6 +134,26 @@ def test_picture_and_table(tmp_path: Path) -> None:
     write_history(tmp_path / "log.csv", history)
     lines = (tmp_path / "log.csv").read_text().splitlines()
     assert lines == ["step,train,validation,seconds", "0,nan,0.5,0", "10,0.4,0.25,1.5"]
+
+
+@pytest.mark.parametrize("shape", [(30, 110), (110, 30), (60, 50)])
+def test_the_panels_fill_the_picture(shape: tuple[int, int]) -> None:
+    y = sky(*shape)
+    history = [Validation(k, 0.4 / (k + 1), 0.3 / (k + 1), 1.0) for k in range(4)]
+    figure = draw_restoration(Restoration(PSF, 0.02, 1, [y], features=4), y, history)
+    figure.draw_without_rendering()
+    boxes = [
+        axis.get_window_extent().transformed(figure.transFigure.inverted()) for axis in figure.axes
+    ]
+    assert len(boxes) == 4
+    assert sum(box.width * box.height for box in boxes) > 0.5  # the rest are labels
+    ratio = figure.axes[0].get_window_extent()
+    assert ratio.width / ratio.height == pytest.approx(shape[1] / shape[0], rel=0.01)
+    legend = figure.axes[3].get_legend()
+    inside = legend.get_window_extent()
+    for line in figure.axes[3].get_lines():  # not over what it explains
+        points = figure.axes[3].transData.transform(line.get_xydata())
+        assert not any(inside.contains(x, y) for x, y in points)
 
 
 @pytest.mark.slow
