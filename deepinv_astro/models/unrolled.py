@@ -52,6 +52,8 @@ class UnrolledADI(Reconstructor):
         same one may appear more than once. Default: four of :class:`SmallUNet`, which start at 0.
     :param bool positive: whether the result is cut at 0, outside of training: there a pixel below
         0 would have no gradient to come back by, and a whole image has been seen to stay dark.
+    :param torch.dtype precision: of the convolutions of the networks by autocast, such as
+        ``torch.bfloat16``; operators and metrics keep theirs. Default: that of the weights.
     :raises ValueError: if there is no network.
 
     |sep|
@@ -76,9 +78,11 @@ class UnrolledADI(Reconstructor):
         prox: Iterable[nn.Module] | None = None,
         *,
         positive: bool = True,
+        precision: torch.dtype | None = None,
     ):
         super().__init__()
         self.pilot = MarginalPilot() if pilot is None else pilot
+        self.precision = precision
         self.prox = nn.ModuleList([SmallUNet() for _ in range(4)] if prox is None else prox)
         if not len(self.prox):
             raise ValueError("`prox` is empty: give one network for each step")
@@ -115,7 +119,9 @@ class UnrolledADI(Reconstructor):
         u = first
         for log_step, net in zip(self.log_steps, self.prox, strict=True):
             v = u - log_step.exp() * unit * equations.gradient(u)
-            u = v + q * correction(net, v, first, q)
+            with torch.autocast(v.device.type, self.precision, self.precision is not None):
+                moved = correction(net, v, first, q)
+            u = v + q * moved.to(v.dtype)
         x = equations.scale * u
         return x.clamp_min(0) if self.positive and not self.training else x
 

@@ -45,6 +45,8 @@ class Reobservation(NamedTuple):
     :param tuple amplitudes: range of :math:`a`.
     :param float stretch: probability of an inclination stretch, which dims what it brightens.
     :param PSFError psf_error: what may be wrong with the PSFs.
+    :param bool exchange: whether another star gives the instrument, or the same one, as in equivariant
+        imaging with one operator.
 
     |sep|
 
@@ -65,6 +67,7 @@ class Reobservation(NamedTuple):
     amplitudes: tuple[float, float] = (0.2, 1.0)
     stretch: float = 0.0
     psf_error: PSFError = PSFError()
+    exchange: bool = True
 
     def __call__(
         self,

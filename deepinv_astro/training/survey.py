@@ -29,6 +29,7 @@ from deepinv_astro.training.tasks import (
     recorrupted,
     risk,
     splitting,
+    truth,
     values,
 )
 
@@ -137,7 +138,8 @@ class SurveyTasks:
         if _WHOLE in missing:
             seen = observe(self.stars[star], self.pilot, self.device)
         else:
-            seen = self.observation(star)
+            item = self.stars[star]
+            seen = self.observation(star)._replace(x=item["x"][None] if "x" in item else None)
         for kind in missing:
             seed = zlib.crc32(f"{self.seed} {star} {kind}".encode())
             rng = torch.Generator().manual_seed(seed)
@@ -239,6 +241,7 @@ class SurveyTraining(Loop):
             "risk": risk,
             "recorrupted": recorrupted,
             "splitting": split,
+            "truth": lambda seen, pilot, rng: truth(seen),
         }
         makers = {kind: every[kind] for kind in recipe.weights() if kind != "again"}
         inside = None if folder is None else Path(folder)
@@ -357,6 +360,8 @@ class SurveyTraining(Loop):
         """One more star, with the instrument of another one whose images are of the same size."""
         count = len(self.train)
         sky, instrument = torch.randint(count, (2,), generator=self.rng).tolist()
+        if not self.reobservation.exchange:
+            sky = instrument
         for k in range(count):
             if self.train.shape((sky + k) % count) == self.train.shape(instrument):
                 sky = (sky + k) % count

@@ -25,7 +25,7 @@ class SurveyRecipe(Schedule):
 
         \min_f \; \mathbb E_{\text{star}} \Big[ w_{\mathrm{MC}}\, \ell_{\mathrm{MC}}
         + w_{\mathrm{SURE}}\, \ell_{\mathrm{SURE}} + w_{\mathrm{R2R}}\, \ell_{\mathrm{R2R}}
-        + w_{\mathrm{split}}\, \ell_{\mathrm{split}}
+        + w_{\mathrm{split}}\, \ell_{\mathrm{split}} + w_{\mathrm{true}}\, \ell_{\mathrm{true}}
         + w_{\mathrm{again}}\, \ell_{\mathrm{again}} \Big] \Big/ \sum w
 
     with the losses of the functions named below, all in the metric :math:`W` of the speckles of
@@ -36,6 +36,7 @@ class SurveyRecipe(Schedule):
     :param float risk: of :func:`~deepinv_astro.training.risk`, SURE.
     :param float recorrupted: of :func:`~deepinv_astro.training.recorrupted`, R2R.
     :param float splitting: of :func:`~deepinv_astro.training.splitting`, frames held out.
+    :param float truth: of :func:`~deepinv_astro.training.truth`, for references.
     :param float again: of :class:`~deepinv_astro.training.Reobservation`, equivariance and
         multi-operator consistency; from ``again_after`` on.
     :param float again_after: share of the steps after which stars are observed again, once the
@@ -63,6 +64,7 @@ class SurveyRecipe(Schedule):
     risk: float = 0.0
     recorrupted: float = 0.0
     splitting: float = 1.0
+    truth: float = 0.0
     again: float = 0.0
     again_after: float = 0.5
     again_every: int = 4
@@ -79,12 +81,12 @@ class SurveyRecipe(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts("again_every", "again_kept", "draws", "block", "window")
-        self.check_weights("consistency", "risk", "recorrupted", "splitting", "again")
+        self.check_weights("consistency", "risk", "recorrupted", "splitting", "truth", "again")
         if not 0 <= self.again_after <= 1:
             raise ValueError(f"`again_after` must be in [0, 1], got {self.again_after}")
         if not any(self.weights()[name] for name in self.weights() if name != "again"):
             raise ValueError(
-                "one weight of consistency, risk, recorrupted or splitting must be positive"
+                "one weight of consistency, risk, recorrupted, splitting or truth must be positive"
             )
         object.__setattr__(self, "precision", Precision(self.precision).value)
 
@@ -94,5 +96,5 @@ class SurveyRecipe(Schedule):
 
         :return: (dict) from name to weight.
         """
-        names = ("consistency", "risk", "recorrupted", "splitting", "again")
+        names = ("consistency", "risk", "recorrupted", "splitting", "truth", "again")
         return {name: getattr(self, name) for name in names if getattr(self, name)}

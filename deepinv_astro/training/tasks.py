@@ -37,11 +37,13 @@ class Observation(NamedTuple):
     :param torch.Tensor y: the sequence ``(1, C, T, h, w)``; NaN where nothing was measured.
     :param ADI physics: its operator, with its own parameters.
     :param NormalEquations whole: equations of all frames, of :class:`MarginalPilot`.
+    :param torch.Tensor x: the truth ``(1, C, H, W)``, where somebody knows it.
     """
 
     y: Tensor
     physics: ADI
     whole: NormalEquations
+    x: Tensor | None = None
 
 
 def observe(item: Mapping[str, Any], pilot: MarginalPilot, device: Device = "cpu") -> Observation:
@@ -49,14 +51,16 @@ def observe(item: Mapping[str, Any], pilot: MarginalPilot, device: Device = "cpu
     One target of a survey with its operator and its equations.
 
     :param item: of :class:`~deepinv_astro.datasets.SyntheticSurvey` or
-        :class:`~deepinv_astro.datasets.SequenceFolder`: ``{"y": (C, T, h, w), "params": {...}}``.
+        :class:`~deepinv_astro.datasets.SequenceFolder`: ``{"y": (C, T, h, w), "params": {...}}``,
+        with the truth ``"x"`` or without.
     :param MarginalPilot pilot: makes the equations.
     :param device: where all of it is put.
     :return: (:class:`Observation`)
     """
     y, physics = measured(item, device)
     with torch.no_grad():
-        return Observation(y, physics, pilot(y, physics))
+        x = item["x"][None].to(device) if "x" in item else None
+        return Observation(y, physics, pilot(y, physics), x)
 
 
 def measured(item: Mapping[str, Any], device: Device = "cpu") -> tuple[Tensor, ADI]:
@@ -198,14 +202,19 @@ def splitting(
     return (Part(given, held.normal, held.back),)
 
 
-def truth(seen: Observation, x: Tensor) -> Task:
+def truth(seen: Observation) -> Task:
     r"""Error of the reconstruction in the metric of the data, :math:`\|A (\hat x - x)\|_W^2`: for references.
 
-    :param Observation seen: the sequence.
-    :param torch.Tensor x: the sky ``(1, C, H, W)``.
+    :param Observation seen: the sequence, with its truth.
     :return: the task.
+    :raises ValueError: if there is no truth.
     """
-    return (Part(seen.whole, seen.whole.normal, seen.whole.normal(x)),)
+    if seen.x is None:
+        raise ValueError(
+            "`truth`: these stars have none; simulate a survey with `with_truth=True`, or give this "
+            "part no weight"
+        )
+    return (Part(seen.whole, seen.whole.normal, seen.whole.normal(seen.x)),)
 
 
 def values(model: UnrolledADI, tasks: list[Task]) -> Tensor:

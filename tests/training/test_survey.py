@@ -134,7 +134,9 @@ def test_recorrupted_data_are_judged_by_the_opposite_noise(seen: Observation) ->
 
 def test_the_truth_has_the_least_error(seen: Observation) -> None:
     x = stars().train.truth(1).x[None]
-    (part,) = truth(seen, x)
+    with pytest.raises(ValueError, match="with_truth=True"):
+        truth(seen)
+    (part,) = truth(seen._replace(x=x))
     shifted = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
     best, other = (float((v * (part.normal(v) - 2 * part.back)).sum()) for v in (x, shifted))  # type: ignore[misc]
     assert best < other
