@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from deepinv_astro.io.errors import SequenceError
 from deepinv_astro.io.files import existing_file
 from deepinv_astro.models.pilot import MarginalPilot
 from deepinv_astro.models.unrolled import FEATURES, SmallUNet, UnrolledADI
+from deepinv_astro.optim.bounded import minimize_bounded
 from deepinv_astro.optim.marginal import Marginal
+from deepinv_astro.optim.projected import minimize_projected
 from deepinv_astro.optim.regions import annular_regions
 
 __all__ = ["WeightsFile", "load_weights", "read_weights_card", "save_weights"]
@@ -198,8 +201,23 @@ def _architecture(model: UnrolledADI, networks: list[nn.Module]) -> dict[str, An
         "order": [networks.index(net) for net in model.prox],
         "positive": model.positive,
         "pilot": {name: getattr(pilot.method, name) for name in _PILOT}
-        | {"iterations": list(pilot.method.iterations)},
+        | {"iterations": list(pilot.method.iterations), "tolerance": _tolerance(pilot.method)},
     }
+
+
+def _tolerance(method: Marginal) -> float | None:
+    """Tolerance of :func:`minimize_projected`; None of the default solver."""
+    solver = method.solver
+    if solver is minimize_bounded:
+        return None
+    if isinstance(solver, partial) and solver.func is minimize_projected and not solver.args:
+        known = {"tolerance": 0.0} | solver.keywords
+        if set(known) == {"tolerance"}:
+            return float(known["tolerance"])
+    raise ValueError(
+        "only pilots with the solver minimize_bounded, or partial(minimize_projected, tolerance=...), "
+        f"can be written, got {solver}: write the others with torch.save"
+    )
 
 
 def _width(net: nn.Module) -> int | None:
@@ -224,7 +242,13 @@ def _build(architecture: dict[str, Any], tensors: dict[str, Tensor]) -> Unrolled
     pilot = architecture["pilot"]
     smoothness, sparsity, nu = (float(pilot[name]) for name in _PILOT)
     first, second = (int(number) for number in pilot["iterations"])
-    method = Marginal(smoothness, sparsity, nu, iterations=(first, second))
+    tolerance = pilot["tolerance"]
+    solver = (
+        minimize_bounded
+        if tolerance is None
+        else partial(minimize_projected, tolerance=float(tolerance))
+    )
+    method = Marginal(smoothness, sparsity, nu, iterations=(first, second), solver=solver)
     model = UnrolledADI(
         MarginalPilot(method), [networks[k] for k in order], positive=bool(architecture["positive"])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from deepinv_astro.models import (
 )
 from deepinv_astro.models.weights import SHIPPED
 from deepinv_astro.optim import Marginal
+from deepinv_astro.optim.projected import minimize_projected
 from deepinv_astro.physics import ADI
 
 CARD = {"data": "none, random", "limits": "all: β Pictoris is not in it"}
@@ -83,6 +85,17 @@ def test_card_and_digest(path: Path) -> None:
         model.log_steps[0] += 1
     save_weights(path, model, CARD, overwrite=True)
     assert read_weights_card(path).digest != found.digest
+
+
+def test_the_default_pilot_comes_back(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w", UnrolledADI(prox=[SmallUNet(4)]), CARD)
+    made, default = load_weights(tmp_path / "w").pilot.method, MarginalPilot().method
+    assert made.solver.func is default.solver.func
+    assert made.solver.keywords == default.solver.keywords
+    assert made.iterations == default.iterations
+    other = Marginal(solver=partial(minimize_projected, memory=3))
+    with pytest.raises(ValueError, match="minimize_projected"):
+        save_weights(tmp_path / "v", UnrolledADI(MarginalPilot(other), [SmallUNet(4)]), CARD)
 
 
 def test_double_precision_is_read_in_the_default_one(tmp_path: Path) -> None:
