@@ -67,14 +67,23 @@ def measured(item: Mapping[str, Any], device: Device = "cpu") -> tuple[Tensor, A
     """
     The sequence of an item, as a batch of one, and its operator.
 
+    Frames of gain zero, where a survey has no data, are left out; pixels of transmission zero become
+    NaN.
+
     :param item: as for :func:`observe`.
     :param device: where both are put.
     :return: sequence and operator.
     """
-    y = item["y"][None].to(device)
-    params = {name: value[None].to(device) for name, value in item["params"].items()}
-    channels, _, height, width = item["y"].shape
-    return y, ADI((channels, height, width), **params, device=device)
+    y, params = item["y"], dict(item["params"])
+    if "gain" in params:
+        there = params["gain"] != 0
+        y = y[:, there]
+        params |= {name: params[name][there] for name in ("angles", "gain")}
+    if "transmission" in params:
+        y = torch.where(params["transmission"] > 0, y, torch.nan)
+    channels, _, height, width = y.shape
+    batch = {name: value[None].to(device) for name, value in params.items()}
+    return y[None].to(device), ADI((channels, height, width), **batch, device=device)
 
 
 class Part(NamedTuple):

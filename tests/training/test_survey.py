@@ -163,6 +163,27 @@ def test_packed_tasks_are_the_same(make: Any, seen: Observation, tmp_path: Path)
         assert again[1].given.normal.physics is again[0].given.normal.physics
 
 
+def test_what_is_missing_in_a_survey_takes_no_part(seen: Observation) -> None:
+    """A frame and a pixel without data, as SequenceFolder marks them."""
+    item = stars().train[1]
+    y, gain, transmission = item["y"].clone(), torch.ones(8), torch.ones(19, 21)
+    gain[3], transmission[4, 5] = 0, 0
+    y[:, 3], y[..., 4, 5] = 0, 0
+    params = {**item["params"], "gain": gain, "transmission": transmission}
+    found = observe({"y": y, "params": params}, PILOT)
+    assert found.y.shape[2] == found.physics.frames == 7
+    assert bool(found.y[..., 4, 5].isnan().all())
+    frames = torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    left = observe(
+        {"y": item["y"][:, frames], "params": {**item["params"],
+         "angles": item["params"]["angles"][frames], "gain": gain[frames]}}, PILOT,
+    )  # fmt: skip
+    both = found.whole.start / found.whole.scale, left.whole.start / left.whole.scale
+    assert float((both[0] - both[1]).norm() / both[1].norm()) < 0.2
+    task = splitting(found, PILOT, torch.Generator().manual_seed(1))
+    assert bool(torch.isfinite(values(model(), [task])).all())
+
+
 # ---------------------------------------------------------------- stars seen again
 def test_a_star_seen_again_has_its_image_for_truth(seen: Observation) -> None:
     """Without noise of the PSF: the loss of the image that was put in is the least."""
