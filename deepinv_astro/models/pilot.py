@@ -32,7 +32,7 @@ _TOLERANCE = 1.0
 
 def _first_image() -> Marginal:
     solver = partial(minimize_projected, tolerance=_TOLERANCE)
-    return Marginal(iterations=(40, 30), solver=solver)
+    return Marginal(iterations=(40, 50), solver=solver)
 
 
 @dataclass(frozen=True)
