@@ -388,12 +388,13 @@ def quicklook(
 
 
 def draw_identifiability(
-    axes: Sequence[Axes], result: Identifiability, labels: Sequence[str] = ()
+    axes: Axes | Sequence[Axes] | Map, result: Identifiability, labels: Sequence[str] = ()
 ) -> None:
     """
     Spectra of an operator alone and with transformations, and what stays unseen.
 
-    :param axes: the first for the spectra; one image that stays unseen is drawn on each of the others.
+    :param matplotlib.axes.Axes axes: where to draw the spectra; or several, of which each but the
+        first shows one image that stays unseen, with its colour bar. Axes that find none are hidden.
     :param Identifiability result: of :func:`~deepinv_astro.identifiability.identify`.
     :param labels: of both curves; default from the result.
 
@@ -405,9 +406,10 @@ def draw_identifiability(
     >>> result = identify(physics, torch.zeros(1, 1, 2, 3), Reflect(dim=[-1]))
     >>> axes = Figure().subplots(1, 2)
     >>> draw_identifiability(axes, result)
-    >>> axes[0].get_xlabel(), len(axes[1].images)
-    ('direction', 1)
+    >>> axes[0].get_xlabel(), axes[1].get_xlabel()
+    ('direction', 'column (pixels)')
     """
+    first, *others = np.ravel(np.asarray(axes, dtype=object))
     names = labels or ("operator alone", f"with {result.transform}")
     curves = [(result.alone, "o", "0.45")]
     if result.joint is not None:
@@ -416,31 +418,34 @@ def draw_identifiability(
         place = np.cumsum(spectrum.counts.cpu().numpy())
         share = spectrum.values.cpu().numpy() / spectrum.largest
         label = f"{name}: {spectrum.rank(result.floor):.0f} of {spectrum.size:.0f}"
-        axes[0].plot(place, share, style, color=color, markersize=3, label=label)
-    axes[0].axhline(result.floor, color="black", linestyle=":", linewidth=1)
-    axes[0].set_yscale("log")
-    axes[0].set_ylim(result.floor / 300, 2)
-    axes[0].set_xlabel("direction")
-    axes[0].set_ylabel("eigenvalue / largest")
-    axes[0].legend(loc="best", fontsize="small")
-    for number, other in enumerate(axes[1:]):
-        other.set_axis_off()
-        if number < len(result.null_images):
-            image = result.null_images[number].mean(0).cpu().numpy()
-            top = float(np.abs(image).max())
-            other.imshow(image, origin="lower", cmap=SIGNED, norm=Normalize(-top, top))
-            other.set_title(f"unseen {number + 1}", fontsize="small")
+        first.plot(place, share, style, color=color, markersize=3, label=label)
+    first.axhline(result.floor, color="black", linestyle=":", linewidth=1)
+    first.set_yscale("log")
+    first.set_ylim(result.floor / 300, 2)
+    first.set_xlabel("direction")
+    first.set_ylabel("eigenvalue / largest")
+    first.legend(loc="best", fontsize="small")
+    for number, (other, unseen) in enumerate(zip(others, result.null_images, strict=False), 1):
+        image = unseen.mean(0).cpu().numpy()
+        top = float(np.abs(image).max())
+        shown = other.imshow(image, origin="lower", cmap=SIGNED, norm=Normalize(-top, top))
+        other.set_title(f"unseen {number}", fontsize="small")
+        other.set_xlabel("column (pixels)")
+        other.set_ylabel("row (pixels)")
+        add_colorbar(other, shown, "value (norm of the image: 1)")
+    for other in others[len(result.null_images) :]:
+        other.set_visible(False)
 
 
 def draw_adi_visibility(
-    axes: Sequence[Axes],
+    axes: Axes | Sequence[Axes] | Map,
     modes: Sequence[Mapping[str, float]],
     reach: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """
     What angular differential imaging sees of angular modes and of point sources.
 
-    :param axes: the first for the modes, a second if there is one for the separations.
+    :param matplotlib.axes.Axes axes: where to draw the modes; or two, the second for the separations.
     :param modes: entries with ``mode``, ``visibility`` and perhaps ``measured``.
     :param reach: entries with ``separation_px`` and ``point_visibility``.
 
@@ -450,7 +455,7 @@ def draw_adi_visibility(
     >>> len(axes[0].patches), axes[1].get_visible()
     (2, False)
     """
-    left = axes[0]
+    left, *others = np.ravel(np.asarray(axes, dtype=object))
     left.bar(
         [m["mode"] for m in modes], [m["visibility"] for m in modes], color="0.75", label="angles"
     )
@@ -471,7 +476,7 @@ def draw_adi_visibility(
     left.set_ylabel("fraction of the energy seen")
     left.set_ylim(0, 1.05)
     left.legend(loc="lower right", fontsize="small")
-    for right in axes[1:]:
+    for right in others:
         right.set_visible(bool(reach))
         away = [r["separation_px"] for r in reach]
         right.plot(away, [r["point_visibility"] for r in reach], "o-")

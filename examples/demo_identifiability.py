@@ -64,7 +64,7 @@ for name, useless in (("Shift", True), ("Rotation about the centre", True), ("Sc
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
 for ax, (name, result) in zip(axes, results.items(), strict=True):
-    draw_identifiability([ax], result)
+    draw_identifiability(ax, result)
     ax.set_title(f"{name}: {max(result.gain_db, 0):.1f} dB")
     ax.label_outer()
 
@@ -110,10 +110,10 @@ for name, transform in (
     print(results[name], end="\n\n")
 
 figure, axes = plt.subplots(
-    1, 5, figsize=(13, 3), layout="constrained", width_ratios=[2, 2, 1, 1, 1]
+    1, 5, figsize=(16, 3), layout="constrained", width_ratios=[1.5, 1.5, 1, 1, 1]
 )
-draw_adi_visibility(axes[:1], modes)
-draw_identifiability(axes[1:], results["Rotation about the star"])
+draw_adi_visibility(axes[0], modes)
+draw_identifiability(axes[1:], results["Rotation about the star"], labels=("alone", "rotated"))
 
 # %%
 # What is not seen are rings, one for each radius. Rotations and dilations about the star turn rings into rings: training with them cannot

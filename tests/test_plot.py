@@ -7,16 +7,21 @@ from types import SimpleNamespace
 import astropy.units as u
 import numpy as np
 import pytest
+import torch
+from deepinv.physics import Inpainting
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from deepinv_astro.identifiability import identify
 from deepinv_astro.plot import (
     add_beam,
     add_colorbar,
     add_compass,
     brightness_norm,
     colorbar_ticks,
+    draw_adi_visibility,
+    draw_identifiability,
     mark_sources,
     offset_extent,
     quicklook,
@@ -183,3 +188,22 @@ def test_colour_bars_name_the_unit_of_the_data() -> None:
 
 def test_names_of_sources() -> None:
     assert [source_name(n) for n in (0, 25, 26, 53)] == ["A", "Z", "A1", "B2"]
+
+
+def test_identifiability_on_one_axes_or_many() -> None:
+    mask = torch.tensor([[[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]])
+    result = identify(Inpainting((1, 2, 3), mask=mask), torch.zeros(1, 1, 2, 3))
+    one = Figure().subplots()
+    draw_identifiability(one, result)
+    assert one.get_legend().get_texts()[0].get_text() == "operator alone: 5 of 6"
+    figure = Figure()
+    axes = figure.subplots(2, 2)
+    draw_identifiability(axes, result)
+    shown = axes[0, 1].images[0]
+    assert np.abs(np.asarray(shown.get_array())).tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert shown.colorbar.ax.get_ylabel() == "value (norm of the image: 1)"
+    assert (axes[0, 1].get_xlabel(), axes[0, 1].get_ylabel()) == ("column (pixels)", "row (pixels)")
+    assert [a.get_visible() for a in axes.flat] == [True, True, False, False]
+    bars = Figure().subplots()
+    draw_adi_visibility(bars, [{"mode": 0, "visibility": 0.0}])
+    assert len(bars.patches) == 1

@@ -34,6 +34,8 @@ SAME = 0.05
 FEW = 0.02
 #: Visibility of an image below which it is said not to be identifiable.
 UNSEEN = 0.01
+#: Decibels from which a loss is explained.
+LOST = 0.05
 #: Visibility below which it is said to be weakly identifiable.
 WEAK = 0.5
 
@@ -56,7 +58,8 @@ class Identifiability:
         the most likely under the prior first; empty if there are none.
     :param torch.Tensor visibility_alone: of the given images, ``(B,)``.
     :param torch.Tensor visibility_transformed: the same through the transformations alone.
-    :param float gain_db: expected gain of the Wiener estimate, with the given noise.
+    :param float gain_db: expected gain of the Wiener estimate, with the given noise. Less than 0
+        where the transformations show less than the half of the data term whose place they take.
     :param str transform: name of the transformations.
     """
 
@@ -117,6 +120,11 @@ class Identifiability:
                 lines.append(f"  visibility of the images, {name}: {values}")
         if self.gain_db is not None:
             lines.append(f"  Wiener estimate: {self.gain_db:+.2f} dB")
+            if self.gain_db < -LOST:
+                lines[-1] += (
+                    ": the loss gives the transformations half of its weight, and what they show is "
+                    "worth less than the half of the measurements that they replace"
+                )
         return "\n".join(lines)
 
 

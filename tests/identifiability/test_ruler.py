@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -53,6 +54,23 @@ def test_low_pass_scale_against_shifts():
         "Shift commutes with this operator: training with it adds no information. "
         "207 of 256 directions are not identifiable."
     )
+
+
+def test_a_loss_is_explained():
+    """A map to zero shows nothing: half of the data are left, in closed form."""
+    n, sigma, s = torch.zeros(1, 1, 3, 4, dtype=F64), 0.1, 0.3
+    same = LinearPhysics(A=lambda x: x, A_adjoint=lambda x: x)
+
+    def ask(scale):
+        maps = [lambda x: scale * x]
+        return identify(same, n, maps, noise=sigma, prior=lambda x: s * x)
+
+    lost = ask(0.0)
+    ratio = (1 / s**2 + 0.5 / sigma**2) / (1 / s**2 + 1 / sigma**2)
+    assert lost.gain_db == pytest.approx(10 * math.log10(ratio))
+    assert lost.gain_db == pytest.approx(-2.60, abs=0.01)
+    assert "-2.60 dB: the loss gives the transformations half of its weight" in str(lost)
+    assert str(ask(1.0)).endswith("+0.00 dB")
 
 
 def test_scale_seen_forwards_shows_less_than_backwards():
