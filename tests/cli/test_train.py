@@ -177,6 +177,9 @@ def test_super_resolution_says_that_its_noise_is_uncertain(
     assert "may be some 40 % too high" in result.output
     assert "40 %" not in run("train", *options, "--noise", SIGMA).output
     assert [(r.psf.tolist(), r.factor) for r in seen] == [([[1.0]], 2)] * 2
+    wide = run("train", *options[:5], 25, *options[6:])  # 77 pixels, on images of 2 x 72
+    assert wide.exit_code == 0, wide.output
+    assert seen[2].psf.shape == (77, 77)
 
 
 def test_help_shows_flags_without_a_value() -> None:
