@@ -218,6 +218,7 @@ class _Problem:
         self.sky_distance = separation(physics.img_size[1:], physics.sky_center).to(y.device)
         self.y = without_dead_pixels(y)
         self.missing = ~torch.isfinite(self.y)
+        self.whole = not bool(self.missing.any())
         self.blank = torch.zeros(1, *physics.img_size, dtype=y.dtype, device=y.device)
         self.expected = self.model.fill(self.y)  # residual where data are missing
         self.likelihood = self.model(self._residual(self.blank))
@@ -241,7 +242,13 @@ class _Problem:
         return torch.where(self.missing, self.physics.A(image) + self.expected, self.y)
 
     def _residual(self, image: Tensor) -> Tensor:
-        return torch.where(self.missing, self.expected, self.y - self.physics.A(image))
+        residual = self.y - self.physics.A(image)
+        return residual if self.whole else torch.where(self.missing, self.expected, residual)
+
+    def _cost_and_slope(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Cost of an image, and its gradient in the residual, zero where data are missing."""
+        cost, slope = self.likelihood.of_residual(self._residual(image))
+        return cost, slope if self.whole else slope.masked_fill(self.missing, 0.0)
 
     def _stage(
         self,
@@ -258,10 +265,10 @@ class _Problem:
         epsilon = self._edge()
 
         def cost_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-            cost, slope = self.likelihood.of_residual(self._residual(x))
+            cost, slope = self._cost_and_slope(x)
             smooth, gradient = edge_preserving(x, epsilon, smooth_weight)
             gradient += sparse_weight
-            gradient -= self.physics.A_adjoint(slope.masked_fill(self.missing, 0.0))
+            gradient -= self.physics.A_adjoint(slope)
             return cost.sum() + smooth.double() + (sparse_weight * x).double().sum(), gradient
 
         found = self.method.solver(
@@ -284,7 +291,7 @@ class _Problem:
 
     def gradient_noise(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Radial standard deviation of the null gradient, bounded where nothing is seen, and its median."""
-        slope = self.likelihood.of_residual(self._residual(image))[1].masked_fill(self.missing, 0.0)
+        slope = self._cost_and_slope(image)[1]
         noise = null_scale(slope, self.flipped, self.sky_distance, 0.6 * self.model.fwhm)
         seen = noise.masked_fill(~(noise > 0), torch.nan).flatten(2)
         middle = seen.nanmedian(-1).values[..., None, None]

@@ -88,7 +88,7 @@ def minimize_projected(
     pairs: deque[_Pair] = deque(maxlen=memory)
     small, message, iteration = 0, "max_iter", 0
     for iteration in range(1, max_iter + 1):
-        free = (v > 0) | (gradient < 0)
+        free = ((v > 0) | (gradient < 0)).nonzero()[:, 0]
         inside = [(s[free], y[free]) for s, y in pairs]
         direction = torch.zeros_like(v)
         direction[free] = -_inverse_hessian(gradient[free], inside, first)

@@ -151,7 +151,7 @@ class TemporalLikelihood(DataFidelity):
         batch, channels, _, height, width = residual.shape
         white = self._white(residual)
         cost = torch.zeros(batch, dtype=torch.float64, device=white.device)
-        slope = torch.zeros_like(white)
+        parts: list[Tensor] = []
         share = 1 / len(self.partitions)
         for partition in self.partitions:
             blocks = partition.gather(white)
@@ -159,8 +159,11 @@ class TemporalLikelihood(DataFidelity):
             cost += share * value.unflatten(0, (batch, channels)).sum(1)
             if want_gradient:
                 slopes = [inverse @ rows for inverse, rows in zip(inverses, blocks, strict=True)]
-                slope += share * partition.scatter(slopes, height * width)
-        return cost, self._unwhite(slope, residual.shape) if want_gradient else residual
+                parts.append(partition.scatter(slopes, height * width))
+        if not want_gradient:
+            return cost, residual
+        slope = parts[0] if len(parts) == 1 else share * torch.stack(parts).sum(0)
+        return cost, self._unwhite(slope, residual.shape)
 
 
 @dataclass(frozen=True)
