@@ -149,8 +149,8 @@ MUTATIONS = [
     Mutation(
         "PSF sheared",
         OTF,
-        "turn.cos() * row + turn.sin() * column",
-        "turn.cos() * row - turn.sin() * column",
+        "_waves(u, turn.cos() * rows, turn.sin() * columns, psf)",
+        "_waves(u, turn.cos() * rows, -turn.sin() * columns, psf)",
     ),
     Mutation(
         "PSF not turned",
