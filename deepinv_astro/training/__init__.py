@@ -1,5 +1,11 @@
 """Training without ground truth: what a recipe is made of, the loop, and what it makes."""
 
+from deepinv_astro.training.adaptation import (
+    Adaptation,
+    AdaptationStep,
+    adapt,
+    with_visible_change,
+)
 from deepinv_astro.training.loop import Loop, Share, Validation
 from deepinv_astro.training.recipe import Recipe
 from deepinv_astro.training.reobservation import Reobservation
@@ -21,6 +27,8 @@ from deepinv_astro.training.tasks import (
 from deepinv_astro.training.trainer import Training
 
 __all__ = [
+    "Adaptation",
+    "AdaptationStep",
     "Loop",
     "Observation",
     "Part",
@@ -36,6 +44,7 @@ __all__ = [
     "SurveyTraining",
     "Training",
     "Validation",
+    "adapt",
     "consistency",
     "noise_level",
     "observe",
@@ -44,4 +53,5 @@ __all__ = [
     "splitting",
     "truth",
     "values",
+    "with_visible_change",
 ]

@@ -282,7 +282,7 @@ class SurveyTraining(Loop):
         recipe, share = self.recipe, self.share
         weights = self._active()
         kinds = list(weights)
-        if "again" in weights and self.step % recipe.again_every == 0:
+        if "again" in weights and (not self.again or self.step % recipe.again_every == 0):
             self._observe_again()
         draw = torch.rand(recipe.batch * share.world, 2, generator=self.rng).tolist()
         chosen = [self._choose(kinds, list(weights.values()), *pair) for pair in draw]
@@ -343,7 +343,7 @@ class SurveyTraining(Loop):
         """A task, with the tables of its operators if it was used not long ago."""
         key = (kind, *number)
         if kind == "again":  # what is in one place changes
-            key = (kind, id(self.again[number[0]]))
+            key = (kind, self.again[number[0]]["serial"])
         if key not in self._live:
             made = (
                 unpack(self.again[number[0]], self.device)
@@ -369,4 +369,6 @@ class SurveyTraining(Loop):
         stars = [self.train.observation(k) for k in (sky, instrument)]
         self.average.eval()
         task = self.reobservation(self.average, stars[0], stars[1], self.rng)
-        self.again = [*self.again[-(self.recipe.again_kept - 1) :], pack(task)]
+        serial = self.again[-1]["serial"] + 1 if self.again else 0
+        self.again.append({**pack(task), "serial": serial})
+        self.again = self.again[-self.recipe.again_kept :]

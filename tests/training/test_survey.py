@@ -286,6 +286,27 @@ def test_all_parts_are_drawn_and_stars_seen_again_late() -> None:
     assert len(made.again) == 2
 
 
+def test_a_star_seen_again_does_not_become_another() -> None:
+    """What is kept in memory of a star that was dropped is not taken for the one in its place."""
+    made = training(
+        dataclasses.replace(ALL, again_kept=1, again=20.0, again_after=0.1, again_every=5)
+    )
+    one, checked = made._task, []
+
+    def follow(kind: str, *number: int) -> Any:
+        task = one(kind, *number)
+        if kind == "again":
+            expected = made.again[number[0]]["parts"][0]["equations"]["start"]
+            checked.append(torch.equal(task[0].given.start, expected))
+        return task
+
+    made._task = follow  # type: ignore[method-assign]
+    made.run()
+    assert len(checked) > 5
+    assert all(checked)
+    assert made.again[0]["serial"] == 2  # from step 2 on, then 5 and 10
+
+
 def test_mixed_precision_is_close(seen: Observation) -> None:
     net = model()
     single = values(net, [consistency(seen)])

@@ -1,0 +1,238 @@
+"""``deepinv-astro train --survey``: one network for many stars, of which nobody knows the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deepinv_astro.cli.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from torch.utils.data import Subset
+
+    from deepinv_astro.training import SurveyRecipe, SurveyTraining
+
+WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT, TASKS = (
+    "weights.safetensors", "checkpoint.pt", "log.csv", "progress.png", "report.json", "tasks",
+)  # fmt: skip
+#: Share of the stars that is held out, and the most of them.
+_HELD, _MOST_HELD = 0.125, 32
+
+
+def train_survey(
+    survey: Path,
+    folder: Path,
+    recipe: SurveyRecipe,
+    *,
+    seed: int,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """
+    Train on the sequences of a folder and write weights, a log, a picture and a report.
+
+    Under ``torchrun`` the processes share the stars, and the first one writes.
+
+    :param survey: folder or manifest of sequences.
+    :param folder: of the results.
+    :param SurveyRecipe recipe: parts, weights, schedule.
+    :param seed: of all that is random.
+    :param device: of torch.
+    :param resume: go on with a training that was interrupted.
+    :param overwrite: replace results that exist.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        _check_folder(folder, resume, overwrite)
+
+    from deepinv_astro.datasets import SequenceFolder
+
+    stars = SequenceFolder(survey, keep=0)
+    settings = {
+        "survey": [str(entry.target) for entry in stars.entries],
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+    }
+    if resume:
+        _check_settings(folder / REPORT, settings)
+    with _processes(device) as (rank, place):
+        training = _training(stars, folder, recipe, seed, place, rank)
+        _run(training, folder, settings, resume, rank)
+
+
+def recipe_of(parts: list[str], **given: Any) -> SurveyRecipe:
+    """
+    The recipe of the command line.
+
+    :param parts: such as ``splitting=1``; none for the defaults.
+    :param given: other fields; None for their defaults.
+    :return: (SurveyRecipe) the recipe.
+    :raises ValueError: if a part has no number or is not known.
+    """
+    from deepinv_astro.training import SurveyRecipe
+
+    fields = {k: v for k, v in given.items() if v is not None}
+    names = ("consistency", "risk", "recorrupted", "splitting", "again")
+    if parts:
+        fields |= dict.fromkeys(names, 0.0)
+    for part in parts:
+        name, _, text = part.partition("=")
+        try:
+            weight = float(text or "1")
+        except ValueError:
+            weight = -1.0
+        if name not in names or not 0 <= weight < float("inf"):
+            raise ValueError(
+                f"`part`: found {part!r}; expected one of {', '.join(names)} and its weight, such as "
+                "splitting=1"
+            )
+        fields[name] = weight
+    steps = fields.get("steps", SurveyRecipe.steps)
+    return SurveyRecipe(**{"warmup": min(20, steps // 10), **fields})
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    from deepinv_astro.io.atomic import check_free
+
+    if resume:
+        if not (folder / REPORT).is_file():
+            raise ValueError(f"`resume`: found no training in {folder}; start without it")
+        return
+    for name in (WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT):
+        check_free(folder / name, overwrite)
+    if (folder / TASKS).exists() and not overwrite:
+        raise FileExistsError(
+            f"{folder / TASKS} exists: go on with `resume=True`, begin anew with `overwrite=True`, or "
+            "choose another `output`"
+        )
+
+
+def _check_settings(report: Path, settings: dict[str, Any]) -> None:
+    """Tasks on disk are those of the same stars and seed."""
+    from deepinv_astro.io.strict_json import to_json
+
+    before, now = json.loads(report.read_text(encoding="utf-8")), json.loads(to_json(settings))
+    changed = [k for k in now if before.get(k) != now[k]]
+    if changed:
+        raise ValueError(
+            f"`resume`: {report.parent} was begun with another {', '.join(changed)}; pass the same, or "
+            "train in another folder with `output`"
+        )
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[tuple[int, str]]:
+    """Rank of this process and its device; processes of ``torchrun`` are joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, device
+        return
+    from torch import distributed
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = f"cuda:{local}" if device == "cuda" else device
+    distributed.init_process_group("nccl" if place.startswith("cuda") else "gloo")
+    try:
+        yield distributed.get_rank(), place
+    finally:
+        distributed.destroy_process_group()
+
+
+def _training(
+    stars: Any, folder: Path, recipe: SurveyRecipe, seed: int, device: str, rank: int
+) -> SurveyTraining:
+    import torch
+
+    from deepinv_astro.models import UnrolledADI
+    from deepinv_astro.training import SurveyTraining
+
+    learned, held = _parts(stars, seed)
+    if rank == 0:
+        typer.echo(f"{len(learned)} stars to learn from, {len(held)} held out.")
+    torch.manual_seed(seed)
+    return SurveyTraining(
+        UnrolledADI(), learned, held, recipe, seed=seed, folder=folder / TASKS, device=device
+    )
+
+
+def _parts(stars: Any, seed: int) -> tuple[Subset[Any], Subset[Any]]:
+    """Stars to learn from and held out, at random."""
+    import torch
+    from torch.utils.data import Subset
+
+    count = len(stars)
+    if count < 2:
+        raise ValueError(f"`survey`: found {count} star; a training needs two or more")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = min(max(1, round(_HELD * count)), _MOST_HELD)
+    return Subset(stars, sorted(order[held:])), Subset(stars, sorted(order[:held]))
+
+
+def _run(
+    training: SurveyTraining, folder: Path, settings: dict[str, Any], resume: bool, rank: int
+) -> None:
+    import torch
+    from rich.console import Console
+
+    from deepinv_astro.cli.progress import Stages
+    from deepinv_astro.io import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        write_json(folder / REPORT, settings, overwrite=True)
+    try:
+        with Stages(Console(stderr=True, quiet=rank > 0)) as stages:
+            count = len(training.train) + len(training.validate)
+            training.prepare(stages.begin("prepare stars", count))
+            if resume and (folder / CHECKPOINT).exists():
+                state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+                training.load_state_dict(state)
+            advance = stages.begin("training", training.recipe.steps)
+            advance(training.step)
+            training.run(folder / CHECKPOINT, advance, lambda now: _log(now, folder, settings))
+    except KeyboardInterrupt:
+        if rank == 0:
+            typer.echo("Interrupted. The same command goes on with --resume.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if rank == 0:
+        _log(training, folder, settings)
+        typer.echo(f"Best of {training.step} steps on stars held out: step {training.chosen.step}.")
+        for name in (WEIGHTS, LOG, PICTURE, REPORT):
+            typer.echo(f"Wrote {folder / name}")
+        typer.echo(
+            "Next: deepinv-astro reconstruct CUBE ANGLES PSF --method learned "
+            f"--weights {folder / WEIGHTS}"
+        )
+
+
+def _log(now: SurveyTraining, folder: Path, settings: dict[str, Any]) -> None:
+    """Weights so far, the table, the picture and the report."""
+    from deepinv_astro.io import write_json
+    from deepinv_astro.io.atomic import atomic_path
+    from deepinv_astro.models import save_weights
+    from deepinv_astro.training.log import write_history
+    from deepinv_astro.training.survey_log import draw_survey_training
+
+    write_history(folder / LOG, now.history)
+    model, line = now.result(), now.chosen
+    card = {
+        "data": f"{len(now.train)} sequences, without ground truth",
+        "recipe": ", ".join(f"{k} {v:g}" for k, v in now.recipe.weights().items()),
+        "seed": str(settings["seed"]),
+        "step": f"{line.step} of {now.recipe.steps}",
+        "risk held out": f"{line.validation:.4g} (first image {now.history[0].validation:.4g})",
+    }
+    save_weights(folder / WEIGHTS, model, card, overwrite=True)  # type: ignore[arg-type]
+    with atomic_path(folder / PICTURE, overwrite=True) as temporary:
+        draw_survey_training(now).savefig(temporary, dpi=100)
+    found = {
+        "steps": now.step, "best_step": line.step, "validation": line.validation,
+        "first_validation": now.history[0].validation, "seconds": now.history[-1].seconds,
+    }  # fmt: skip
+    write_json(folder / REPORT, {**settings, **found}, overwrite=True)

@@ -1,0 +1,344 @@
+r"""A trained network, fitted to the one sequence that it is to reconstruct."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deepinv_astro.loss.frame_splitting import frame_subset
+from deepinv_astro.models import MarginalPilot, NormalEquations, UnrolledADI
+from deepinv_astro.optim.temporal import LEAST_ROTATION
+from deepinv_astro.physics import ADI
+from deepinv_astro.training.tasks import Part, values
+
+__all__ = ["Adaptation", "AdaptationStep", "adapt", "with_visible_change"]
+
+#: Largest norm of a gradient, steps until the rate is whole, and iterations of conjugate gradients.
+_GRADIENT_NORM, _WARMUP, _ITERATIONS = 1.0, 5, 30
+
+
+class AdaptationStep(NamedTuple):
+    """
+    One line of the history.
+
+    :param int step: steps done.
+    :param float risk: cross-validated, mean over the groups.
+    :param float gain: how far below that of the zero-shot image.
+    :param float error: standard error of ``gain``, from its scatter over the groups.
+    """
+
+    step: int
+    risk: float
+    gain: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """
+    What :func:`adapt` made.
+
+    :param UnrolledADI model: network with the weights of the chosen step, in ``eval`` mode; the weights
+        given if that is 0.
+    :param torch.Tensor image: ``(1, C, H, W)``: of this network where the data see it, zero-shot
+        elsewhere.
+    :param tuple history: of :class:`AdaptationStep`.
+    :param int chosen: step of the least risk; 0 where no other is below it by the margin.
+    :param float before: risk of the zero-shot image; that of an empty one is 0.
+    :param float after: risk at the chosen step, never above ``before``.
+    """
+
+    model: UnrolledADI
+    image: Tensor
+    history: tuple[AdaptationStep, ...]
+    chosen: int
+    before: float
+    after: float
+
+
+def adapt(
+    model: UnrolledADI,
+    y: Tensor,
+    physics: ADI,
+    *,
+    steps: int = 24,
+    seed: int = 0,
+    learning_rate: float = 2e-4,
+    groups: int = 4,
+    block: int = 3,
+    every: int = 8,
+    weight: float = 0.01,
+    margin: float = 0.0,
+    progress: Callable[[int], None] | None = None,
+) -> Adaptation:
+    r"""Fit the weights of a network to one sequence, as long as frames that it has not seen agree.
+
+    The frames, in blocks, are dealt out to groups :math:`g`, which all turn as far as the sequence. One
+    group after the other is held out; the weights :math:`w` descend, by Adam, on the rest of them,
+
+    .. math::
+
+        \min_w \sum_{b \ne g} \ell_b\!\left( f_w(y_{-g-b}) \right), \qquad
+        \ell_b(x) = \| P_b (A_b x - y_b) \|_{W_b}^2 - \| P_b\, y_b \|_{W_b}^2 ,
+
+    with :math:`y_{-g-b}` the frames without groups :math:`g` and :math:`b`. After :math:`k` steps the
+    risk is that of frames that took no part in it,
+
+    .. math::
+
+        R_k = \frac{1}{G n} \sum_g \ell_g\!\left( \hat x_k(y_{-g}) \right),
+
+    per pixel of the image. :math:`W_g` whitens the residual of the zero-shot first image, and stays as
+    it is: with a covariance that follows the image, the risk could be lowered by a wrong one. The
+    weights returned descend in the same way on all frames, with as many steps as have the least risk.
+    Zero steps are among them: by this risk the result is never worse than zero-shot.
+
+    Of what the data do not see the risk says nothing, yet weights that change move it as well.
+    :math:`\hat x_k` has the change of the network where it is seen, :func:`with_visible_change`.
+
+    The first images and metrics do not depend on the weights and are made once. The model that is
+    given stays as it is, whatever happens.
+
+    :param UnrolledADI model: trained, with a :class:`~deepinv_astro.models.MarginalPilot`.
+    :param torch.Tensor y: one sequence ``(1, C, T, h, w)``; NaN where nothing was measured.
+    :param ADI physics: its operator.
+    :param int steps: most steps; 0 for the zero-shot image and its risk.
+    :param int seed: of the order of the splits.
+    :param float learning_rate: of Adam, after a short warm-up.
+    :param int groups: :math:`G`, at least 3.
+    :param int block: consecutive frames that stay together; fewer in short sequences.
+    :param int every: steps between two looks at the risk.
+    :param float weight: :math:`\mu` of :func:`with_visible_change`.
+    :param float margin: standard errors by which the risk must fall for the weights to be changed.
+    :param Callable progress: called with the number of steps done.
+    :return: (:class:`Adaptation`)
+    :raises ValueError: if there is more than one sequence, too few frames or no rotation, or a number
+        is out of range.
+    """
+    _check(model, y, physics, steps, groups, every, learning_rate, weight, margin)
+    with torch.no_grad():
+        runs = _runs(model, y, physics, _groups(physics, groups, block), seed, learning_rate)
+        zero = [run.image() for run in runs]
+        risks = [[run.risk(x) for run, x in zip(runs[1:], zero[1:], strict=True)]]
+    history, image = [_line(0, risks, risks[0])], zero[0]
+    best, weights = history[0], copy.deepcopy(model.state_dict())
+    for step in range(1, steps + 1):
+        for run in runs:
+            run.descend()
+        if step % every == 0 or step == steps:
+            with torch.no_grad():
+                moved = [run.changed(x, weight) for run, x in zip(runs, zero, strict=True)]
+                pairs = zip(runs[1:], moved[1:], strict=True)
+                history.append(_line(step, risks, [run.risk(x) for run, x in pairs]))
+            line = history[-1]
+            if line.risk < best.risk and line.gain > margin * line.error:
+                best, image = line, moved[0]
+                weights = copy.deepcopy(runs[0].model.state_dict())
+        if progress is not None:
+            progress(step)
+    made = copy.deepcopy(model).eval()
+    made.load_state_dict(weights)
+    return Adaptation(made, image, tuple(history), best.step, history[0].risk, best.risk)
+
+
+def with_visible_change(
+    equations: NormalEquations, first: Tensor, moved: Tensor, weight: float = 0.01
+) -> Tensor:
+    r"""An image, with the change to another one where the data see it.
+
+    With :math:`u = x / \sigma` and :math:`\tilde N = \sigma N \sigma`, of largest eigenvalue
+    :math:`\lambda`,
+
+    .. math::
+
+        \min_u\; (u - u_1)^\top \tilde N (u - u_1) + \mu \lambda\, \| u - u_0 \|^2
+        \quad\Rightarrow\quad
+        u = u_0 + (\tilde N + \mu \lambda I)^{-1} \tilde N\, (u_1 - u_0) ,
+
+    by conjugate gradients. Modes that the data do not see stay those of :math:`x_0`.
+
+    :param NormalEquations equations: :math:`N, \sigma`.
+    :param torch.Tensor first: :math:`x_0`, ``(1, C, H, W)``.
+    :param torch.Tensor moved: :math:`x_1`, of the same shape.
+    :param float weight: :math:`\mu`.
+    :return: (:class:`torch.Tensor`) :math:`x`.
+
+    |sep|
+
+    :Examples:
+
+        >>> import torch
+        >>> from deepinv_astro.models import NormalEquations
+        >>> from deepinv_astro.training import with_visible_change
+        >>> seen = torch.tensor([[[[4.0, 0.0]]]])
+        >>> zero, one = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+        >>> equations = NormalEquations(lambda x: seen * x, seen, torch.tensor(0.5), zero)
+        >>> with_visible_change(equations, zero, one, weight=0.25)  # 1 / (1 + 1/4), and nothing
+        tensor([[[[0.8000, 0.0000]]]])
+    """
+    scale, most = equations.scale, equations.largest_eigenvalue()
+
+    def matrix(v: Tensor) -> Tensor:
+        return scale * equations.normal(scale * v) + weight * most * v
+
+    change = (moved - first) / scale
+    rest = matrix(change) - weight * most * change
+    size = float(rest.square().sum())
+    out, along, square = torch.zeros_like(rest), rest, size
+    for _ in range(_ITERATIONS):
+        if square <= 1e-8 * size:
+            break
+        product = matrix(along)
+        length = square / float((along * product).sum())
+        out, rest = out + length * along, rest - length * product
+        new = float(rest.square().sum())
+        along, square = rest + new / square * along, new
+    return first + scale * out
+
+
+class _Run:
+    """Weights on their way: the splits they descend on, the equations of all their frames, and a judge."""
+
+    def __init__(
+        self,
+        model: UnrolledADI,
+        splits: list[Part],
+        whole: NormalEquations,
+        judge: NormalEquations | None,
+        seed: int,
+        rate: float,
+    ):
+        self.model, self.splits, self.whole, self.judge = (
+            copy.deepcopy(model), splits, whole, judge,
+        )  # fmt: skip
+        self.rng, self.rate, self.step = torch.Generator().manual_seed(seed), rate, 0
+        self.optimizer = torch.optim.Adam(self.model.parameters(), rate, betas=(0.9, 0.99))
+        self.order = self._shuffled()
+
+    def _shuffled(self) -> Iterator[Part]:
+        """All splits, each once, in another order each time."""
+        while True:
+            for k in torch.randperm(len(self.splits), generator=self.rng).tolist():
+                yield self.splits[k]
+
+    def descend(self) -> None:
+        """One step."""
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1.0, self.step / _WARMUP)
+        self.model.train()
+        self.optimizer.zero_grad()
+        values(self.model, [(next(self.order),)]).sum().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
+        self.optimizer.step()
+
+    def image(self) -> Tensor:
+        """Of the weights as they are, from all frames of the run."""
+        return self.model.eval().refine(self.whole)
+
+    def changed(self, zero: Tensor, weight: float) -> Tensor:
+        """The zero-shot image with what the data see of the change."""
+        x = with_visible_change(self.whole, zero, self.image(), weight)
+        return x.clamp_min(0) if self.model.positive else x
+
+    def risk(self, x: Tensor) -> float:
+        """In the frames held out, per pixel."""
+        assert self.judge is not None  # noqa: S101  the first run has none, and is not asked
+        return float((x * (self.judge.normal(x) - 2 * self.judge.back)).double().mean())
+
+
+def _runs(
+    model: UnrolledADI,
+    y: Tensor,
+    physics: ADI,
+    groups: list[Tensor],
+    seed: int,
+    rate: float,
+) -> list[_Run]:
+    """That of all frames, then one without each group; equations are shared between them."""
+    pilot = model.pilot
+    if not isinstance(pilot, MarginalPilot):
+        raise ValueError(
+            f"the pilot of the model must be a MarginalPilot, got {type(pilot).__name__}"
+        )
+    known: dict[frozenset[int], NormalEquations] = {}
+
+    def without(*held: int) -> NormalEquations:
+        key = frozenset(range(len(groups))) - set(held)
+        if key not in known:
+            frames = torch.cat([groups[g] for g in key]).sort().values
+            found = pilot(y[:, :, frames.to(y.device)], frame_subset(physics, frames))
+            known[key] = replace(found, largest=found.largest_eigenvalue())
+        return known[key]
+
+    whole = without()
+    judges = [
+        pilot.at(whole.start, y[:, :, frames.to(y.device)], frame_subset(physics, frames))
+        for frames in groups
+    ]
+    runs = []
+    for held in ((), *((g,) for g in range(len(groups)))):
+        others = [g for g in range(len(groups)) if g not in held]
+        splits = [Part(without(*held, b), judges[b].normal, judges[b].back) for b in others]
+        judge = judges[held[0]] if held else None
+        runs.append(_Run(model, splits, without(*held), judge, seed, rate))
+    return runs
+
+
+def _groups(physics: ADI, number: int, block: int) -> list[Tensor]:
+    """Frames of each group: its blocks lie evenly over the sequence."""
+    frames = physics.frames
+    if frames < 2 * number:
+        raise ValueError(
+            f"{frames} frames are too few for {number} `groups`: at least {2 * number} are needed"
+        )
+    size = max(1, min(block, frames // (2 * number)))
+    label = (torch.arange(frames) // size) % number
+    found = [torch.nonzero(label == g)[:, 0] for g in range(number)]
+    for held in found:
+        own = physics.angles[:, held.to(physics.angles.device)]
+        if float(own.amax() - own.amin()) < LEAST_ROTATION:
+            raise ValueError(
+                "the sky does not turn between the frames of a group: without rotation nothing can be "
+                "learned from the sequence. Check the angles, or do not adapt"
+            )
+    return found
+
+
+def _line(step: int, zero: list[list[float]], risks: list[float]) -> AdaptationStep:
+    """Mean over the groups, and the gain with its error."""
+    now = torch.tensor(risks, dtype=torch.float64)
+    gain = torch.tensor(zero[0], dtype=torch.float64) - now
+    error = float(gain.std() / len(gain) ** 0.5)
+    return AdaptationStep(step, float(now.mean()), float(gain.mean()), error)
+
+
+def _check(
+    model: UnrolledADI,
+    y: Tensor,
+    physics: ADI,
+    steps: int,
+    groups: int,
+    every: int,
+    rate: float,
+    weight: float,
+    margin: float,
+) -> None:
+    if not isinstance(physics, ADI):
+        raise ValueError(f"adaptation is for sequences of ADI, got {type(physics).__name__}")
+    if len(y) != 1:
+        raise ValueError(f"adaptation is to one sequence (1, C, T, h, w), got {tuple(y.shape)}")
+    if steps < 0 or every < 1 or groups < 3:
+        raise ValueError(
+            f"`steps` must be 0 or more, `every` positive and `groups` at least 3, got {steps}, {every} and {groups}"
+        )
+    if not rate > 0 or not weight > 0 or margin < 0:
+        raise ValueError(
+            "`learning_rate` and `weight` must be positive and `margin` not negative, "
+            f"got {rate}, {weight} and {margin}"
+        )
