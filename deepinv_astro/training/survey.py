@@ -46,6 +46,8 @@ class Stars(Protocol):
 
 #: Kind of the task that holds the equations of all frames.
 _WHOLE = "whole"
+#: Steps after which the window moves by one task: making its tables costs as much as half a step.
+_DWELL = 2
 #: Makes tasks of a star.
 Maker = Callable[[Observation, MarginalPilot, torch.Generator], Task]
 
@@ -337,7 +339,7 @@ class SurveyTraining(Loop):
             return kind, len(self.again) - 1 - int(where * len(self.again))
         order = self.order[kind]
         window = min(max(self.recipe.window // len(self.order), 1), len(order))
-        return kind, *order[(self.step + int(where * window)) % len(order)]
+        return kind, *order[(self.step // _DWELL + int(where * window)) % len(order)]
 
     def _task(self, kind: str, *number: int) -> Task:
         """A task, with the tables of its operators if it was used not long ago."""

@@ -46,7 +46,7 @@ class SurveyRecipe(Schedule):
     :param int draws: splits, probes and noises of each star, made once.
     :param int block: most frames of a block of :func:`~deepinv_astro.training.splitting`.
     :param int window: stars whose operators are held in memory: some 50 MB for each with 24 frames
-        of 65 x 65 pixels. They change by one in each step.
+        of 65 x 65 pixels. They change by one in two steps.
     :param str precision: of the networks, ``"float32"`` or ``"bfloat16"``.
     :param schedule: ``batch`` (stars of a step) and the other fields of :class:`Schedule`.
     :raises ValueError: if a number is out of range or all weights are zero; the message names it.
