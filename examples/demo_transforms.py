@@ -185,7 +185,8 @@ for panel in axes:
 # ------
 #
 # The transforms are deepinv's, so they compose with each other and with those of deepinv: ``*`` one after the other, ``+`` both, ``|`` either. Each
-# image of the batch has its own random parameters, and all of them find their way back.
+# image of the batch has its own random parameters, and all of them find their way back. The parameters of the second of one kind get a number, and the
+# adjoint of a chain is exact as well.
 
 generator = torch.Generator().manual_seed(3)
 chain = (
@@ -202,5 +203,21 @@ for name, value in parameters.items():
         print(f"{name:15s}", " ".join(f"{v:8.2f}" for v in value.flatten().tolist()))
 print("back, per cent ", " ".join(f"{100 * e:8.1f}" for e in errors.tolist()))
 assert float(errors.max()) < 0.2
+
+twice = Scale(center=corner) * Scale(center="star")
+print("two of one kind:", ", ".join(twice.names))
+both = {"factor": 0.5, "factor_2": 0.8}
+left, right = (twice(x, **both) * y).sum(), (x * twice.adjoint(y, **both)).sum()
+assert abs(left - right) < 1e-10 * abs(left)
+
+# %%
+# Where you choose the parameters, a vector means one transform for each value, each applied to the whole batch; one value for each of the ``B`` images
+# has the shape ``(1, B)``.
+
+three = torch.tensor([0.5, 0.7, 0.9])
+every, each = (Scale(center="star")(batch, factor=factor) for factor in (three, three[None]))
+print(f"{len(batch)} images, 3 factors: {len(every)} images; shape (1, 3): {len(each)} images")
+assert (len(every), len(each)) == (9, 3)
+assert torch.equal(each[2], every[8])
 
 plt.show()
