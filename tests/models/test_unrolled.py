@@ -207,6 +207,19 @@ def test_scale_is_the_noise_of_a_pixel(rng: torch.Generator) -> None:
     assert bool((ratio < 1.25).all())
 
 
+def test_default_first_image_stops_early_and_is_as_good(rng: torch.Generator) -> None:
+    """As low a cost as that of many iterations, but for a few nats, in less than half of them."""
+    y, physics = problem(rng, batch=1, frames=12, size=(25, 23))
+    y = y + 20 * torch.sin(torch.arange(12.0))[:, None, None] * torch.rand(25, 23, generator=rng)
+    default, told, long = MarginalPilot().method, [], []
+    default.reconstruct(y, physics, callback=lambda *step: told.append(step))
+    Marginal(iterations=(150, 1)).reconstruct(y, physics, callback=lambda *s: long.append(s))
+    pilot, full = ([c for stage, _, c in steps if stage == "pilot"] for steps in (told, long))
+    assert len(pilot) < 0.5 * len(full)
+    assert len(told) - len(pilot) < 20
+    assert full[-1] - 1e-6 * abs(full[-1]) <= pilot[-1] < full[-1] + 10 < full[0]
+
+
 def test_missing_data_do_not_spoil_a_pilot(rng: torch.Generator) -> None:
     y, physics = problem(rng)
     y[:, :, 2, 4, 4:6] = torch.nan
@@ -240,10 +253,12 @@ def test_amplitude(rng: torch.Generator, pilot, kind: str) -> None:
 def test_untrained_network_is_gradient_descent(rng: torch.Generator) -> None:
     y, physics = problem(rng)
     model = network(steps=3).double().eval()
+    lengths = torch.tensor([1.0, 0.2, 1.6], dtype=torch.float64)
+    model.log_steps.data = lengths.log()
     equations = model.prepare(y, physics)
     u = equations.start / equations.scale
-    for _ in range(3):
-        u = u - equations.gradient(u) / equations.largest_eigenvalue()
+    for length in lengths:
+        u = u - length * equations.gradient(u) / equations.largest_eigenvalue()
     expected = (equations.scale * u).clamp_min(0)
     torch.testing.assert_close(model(y, physics), expected)
 
