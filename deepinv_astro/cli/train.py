@@ -322,7 +322,7 @@ def _run(
     from deepinv_astro.io.strict_json import to_json
     from deepinv_astro.training.log import draw_restoration, write_history
 
-    best = copy.deepcopy(restoration)  # its network is the one that is trained
+    best = copy.deepcopy(restoration).cpu()  # for any machine, wherever it is trained
 
     def log(now: Training) -> None:
         write_history(folder / LOG, now.history)
