@@ -189,8 +189,8 @@ MUTATIONS = [
     Mutation(
         "spline: adjoint by the inverse rotation",
         FRAMES,
-        "blurred = torch.stack([sampler.adjoint(frames) for frames in y])",
-        "blurred = torch.stack([SplineSampler(sky_positions(-self.angles, self.sky_center.expand(len(self.angles), 2), self.center[0], self.geometry.grid), SplineGrid(self.geometry.detector, (0, 0), (self.geometry.detector[0] - 1, self.geometry.detector[1] - 1), False, y.dtype), False).forward(frames) for frames in y])",
+        "blurred = _stacked([sampler.adjoint(frames) for frames in y])",
+        "blurred = _stacked([SplineSampler(sky_positions(-self.angles, self.sky_center.expand(len(self.angles), 2), self.center[0], self.geometry.grid), SplineGrid(self.geometry.detector, (0, 0), (self.geometry.detector[0] - 1, self.geometry.detector[1] - 1), False, y.dtype), False).forward(frames) for frames in y])",
     ),
     Mutation(
         "shear: adjoint turns as the forward",

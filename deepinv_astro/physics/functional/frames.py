@@ -126,7 +126,7 @@ class FrameModel:
         grid = self.geometry.grid
         blurred = torch.fft.irfft2(torch.fft.rfft2(sky, s=grid) * self.otf, s=grid)
         sampler = self._sampler()
-        y = torch.stack([sampler.forward(image) for image in blurred])
+        y = _stacked([sampler.forward(image) for image in blurred])
         if self.steps > 1:
             y = y.unflatten(1, (-1, self.steps)).mean(2)
         return y if self.weight is None else y * self.weight
@@ -138,13 +138,18 @@ class FrameModel:
         if self.steps > 1:
             y = (y / self.steps).repeat_interleave(self.steps, 1)
         sampler = self._sampler()
-        blurred = torch.stack([sampler.adjoint(frames) for frames in y])
+        blurred = _stacked([sampler.adjoint(frames) for frames in y])
         spectrum = torch.fft.rfft2(blurred) * self.otf.conj()
         if self.before is None:
             spectrum = spectrum.sum(1, keepdim=True)
         height, width = self.geometry.sky
         sky = torch.fft.irfft2(spectrum, s=self.geometry.grid)[..., :height, :width]
         return (sky if self.before is None else sky * self.before).sum(1)
+
+
+def _stacked(channels: list[Tensor]) -> Tensor:
+    """All channels, one of them without a copy."""
+    return channels[0][None] if len(channels) == 1 else torch.stack(channels)
 
 
 def frame_otf(psf: Tensor | None, angles: Tensor, geometry: Geometry, like: Tensor) -> Tensor:
