@@ -35,6 +35,9 @@ def test_conditions_of_optimality(lower, rng):
     assert float(slope[~bound].abs().max()) < 1e-5
     assert float(slope[bound].min()) > 0
     assert found.cost == float(cost(found.x)[0])
+    none = minimize_projected(cost, start, lower=lower, max_iter=0)
+    torch.testing.assert_close(none.x, start)
+    assert none.iterations == 0
 
 
 def test_as_few_iterations_as_scipy(rng):
