@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deepinv_astro.cli.learned import Network
     from deepinv_astro.cli.problem import Problem
     from deepinv_astro.cli.progress import Stages
 
@@ -16,6 +17,7 @@ class Method(str, Enum):
     """Reconstruction methods."""
 
     MARGINAL = "marginal"
+    LEARNED = "learned"
     REXPACO = "rexpaco"
     WHITE = "white"
     IPCA = "ipca"
@@ -25,17 +27,25 @@ class Method(str, Enum):
     @property
     def deconvolves(self) -> bool:
         """Whether the image is the sky itself, rather than the sky blurred by the PSF."""
-        return self in (Method.MARGINAL, Method.REXPACO, Method.WHITE)
+        return self in (Method.MARGINAL, Method.LEARNED, Method.REXPACO, Method.WHITE)
 
 
 class Solution(NamedTuple):
-    """Image ``(1, C, H, W)`` and the exact parameters that made it."""
+    """Image ``(1, C, H, W)``, the exact parameters that made it, and what the user should know of it."""
 
     image: Tensor
     parameters: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
-def solve(method: Method, problem: Problem, stages: Stages, components: int) -> Solution:
+def solve(
+    method: Method,
+    problem: Problem,
+    stages: Stages,
+    components: int,
+    network: Network | None = None,
+    seed: int = 0,
+) -> Solution:
     """
     Reconstruct the image of a sequence.
 
@@ -43,8 +53,14 @@ def solve(method: Method, problem: Problem, stages: Stages, components: int) -> 
     :param Problem problem: data and operator.
     :param Stages stages: where progress is shown.
     :param int components: principal components of PCA, last rank of iterative PCA.
+    :param Network network: of the method ``learned``; default: the weights of the package.
+    :param int seed: of what is random.
     :return: image and parameters.
     """
+    if method is Method.LEARNED:
+        from deepinv_astro.cli import learned
+
+        return learned.solve(network or learned.read_network(None, 0), problem, stages, seed)
     if method is Method.MARGINAL:
         return _marginal(problem, stages)
     if method in (Method.REXPACO, Method.WHITE):

@@ -34,6 +34,7 @@ from deepinv_astro.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deepinv_astro.cli.learned import Network
     from deepinv_astro.cli.problem import Problem
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -43,6 +44,19 @@ OutOption = Annotated[
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results that exist in the folder.")
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", help="Network of the method learned. Default: the package's own."),
+]
+AdaptOption = Annotated[
+    int | None,
+    typer.Option(
+        "--adapt",
+        min=1,
+        metavar="STEPS",
+        help="Fit the network of the method learned to this sequence by at most so many steps; 24 is enough.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 
@@ -73,6 +87,8 @@ def reconstruct(
     components: Annotated[
         int, typer.Option(min=1, help="Components of pca, last rank of ipca.")
     ] = 10,
+    weights: WeightsOption = None,
+    adapt: AdaptOption = None,
     sky_size: Annotated[
         int | None, typer.Option(min=16, help="Rows and columns of the image. Default: the cube's.")
     ] = None,
@@ -93,7 +109,13 @@ def reconstruct(
         files.check_psf()
         check_results(folder, overwrite)
         _check_calibration(calibration, another_psf or [])
+        _check_learned(method, weights, adapt)
         check_device(device)
+        network = None
+        if method is Method.LEARNED:
+            from deepinv_astro.cli.learned import read_network
+
+            network = read_network(weights, adapt or 0)
 
         with heard_warnings() as doubts:
             sequence = files.read()
@@ -122,7 +144,7 @@ def reconstruct(
             "files": [cube, angles, psf, *(another_psf or [])],
             "calibration": calibration,
         }
-        run(Console(), problem, method, folder, settings, components, overwrite)
+        run(Console(), problem, method, folder, settings, components, overwrite, network)
 
 
 def run(
@@ -133,6 +155,7 @@ def run(
     settings: dict[str, Any],
     components: int = 10,
     overwrite: bool = False,
+    network: Network | None = None,
 ) -> dict[str, Any]:
     """
     Solve, search, write and print.
@@ -144,6 +167,7 @@ def run(
     :param dict settings: threshold and seed, and what else is to be recorded.
     :param int components: of PCA.
     :param bool overwrite: whether results may be replaced.
+    :param Network network: of the method ``learned``; default: the weights of the package.
     :return: the content of the report.
     """
     import torch
@@ -161,7 +185,7 @@ def run(
         console.print(note, highlight=False, style="yellow")
     clock = [time.perf_counter()]
     with Stages() as stages:
-        solution = methods.solve(method, problem, stages, components)
+        solution = methods.solve(method, problem, stages, components, network, settings["seed"])
         # written at once, so that it survives whatever happens to the search
         unfinished = folder / UNFINISHED
         reporting.write_image(unfinished, problem, method, solution, None, overwrite=True)
@@ -194,6 +218,19 @@ def _check_calibration(calibration: Path | None, psfs: list[Path]) -> None:
             )
     for path in psfs:
         existing_file(path, "PSF")
+
+
+def _check_learned(method: Method, weights: Path | None, adapt: int | None) -> None:
+    from deepinv_astro.io.files import existing_file
+
+    for name, value in (("weights", weights), ("adapt", adapt)):
+        if value is not None and method is not Method.LEARNED:
+            raise ValueError(
+                f"`{name}`: found {value} with the method {method.value}, which has no network; pass "
+                f"`method=learned`, or leave out `{name}`"
+            )
+    if weights is not None:
+        existing_file(weights, "weights")
 
 
 def check_device(name: str) -> None:
@@ -243,6 +280,8 @@ def _print(console: Console, content: dict[str, Any], folder: Path, warnings: li
         console.print(
             f"Extended structure: {pieces} peaks above {least:g} sigma lie along it{rest} (see report.json)."
         )
+    for note in content["notes"]:
+        console.print(note, highlight=False)
     for warning in warnings:
         console.print(f"[bold yellow]Warning[/] {warning}", highlight=False)
     console.print(content["unconstrained"], style="dim", highlight=False)

@@ -47,7 +47,8 @@ def write_image(
     """Write the image as FITS, with the maps once they are known."""
     sequence = problem.sequence
     meaning = "sky" if method.deconvolves else "sky blurred by the PSF"
-    history = [*sequence.provenance, f"Reconstructed with method {method.value}: {meaning}."]
+    made = f"Reconstructed with method {method.value}: {meaning}."
+    history = [*sequence.provenance, made, *solution.notes]
     return write_result(
         path,
         solution.image,
@@ -220,6 +221,7 @@ def report(
         "target": sequence.target,
         "method": method.value,
         "parameters": solution.parameters,
+        "notes": solution.notes,
         "settings": settings,
         "image": "flux per pixel of the sky"
         if method.deconvolves

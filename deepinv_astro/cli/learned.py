@@ -1,0 +1,115 @@
+"""The method ``learned``: a trained network, as it is or adapted to the sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from deepinv_astro.cli.methods import Solution
+from deepinv_astro.models import WeightsFile, load_weights, read_weights_card
+
+if TYPE_CHECKING:
+    from deepinv_astro.cli.problem import Problem
+    from deepinv_astro.cli.progress import Stages
+    from deepinv_astro.models import UnrolledADI
+    from deepinv_astro.training import Adaptation
+
+HIDDEN = "What this sequence does not constrain follows the stars that the network was trained on."
+
+
+class Network(NamedTuple):
+    """A network, what its file says of it, and most steps of its adaptation."""
+
+    model: UnrolledADI
+    file: WeightsFile
+    steps: int
+
+
+def read_network(weights: Path | None, steps: int) -> Network:
+    """
+    Read the weights.
+
+    :param pathlib.Path weights: the file; None for that of the package.
+    :param int steps: of the adaptation; 0 for none.
+    :return: the network.
+    :raises ValueError: if there is no such file, or it is something else.
+    """
+    return Network(load_weights(weights), read_weights_card(weights), steps)
+
+
+def solve(network: Network, problem: Problem, stages: Stages, seed: int) -> Solution:
+    """
+    The image of a network, adapted to the sequence before if that is asked for.
+
+    :param Network network: of :func:`read_network`.
+    :param Problem problem: data and operator.
+    :param Stages stages: where progress is shown.
+    :param int seed: of the adaptation.
+    :return: image, parameters, and sentences for the user.
+    """
+    y, physics = problem.sequence.y, problem.physics
+    model = network.model.to(y.device, y.dtype)
+    file = network.file
+    parameters: dict[str, Any] = {
+        "weights": file.name,
+        "weights_sha256": file.digest,
+        "weights_card": file.card,
+        "architecture": file.architecture,
+    }
+    data = f": {file.card['data'].rstrip('.')}" if "data" in file.card else ""
+    notes = [f"Weights {file.name} (SHA-256 {file.digest}...){data}.", HIDDEN]
+    if network.steps:
+        from deepinv_astro.training import adapt
+
+        stages.begin("first images", 1)
+        found = adapt(
+            model, y, physics, steps=network.steps, seed=seed,
+            progress=lambda done: stages.begin("adaptation", network.steps)(done),
+        )  # fmt: skip
+        parameters["adaptation"] = described(found)
+        return Solution(found.image, parameters, (*notes, verdict(found)))
+    with torch.no_grad():
+        stages.begin("first image", 1)
+        equations = model.prepare(y, physics)
+        stages.begin("learned image", 1)
+        return Solution(model.refine(equations), parameters, tuple(notes))
+
+
+def described(found: Adaptation) -> dict[str, Any]:
+    """What an adaptation did, for the report."""
+    return {
+        "steps": found.history[-1].step,
+        "chosen_step": found.chosen,
+        "risk_before": found.before,
+        "risk_after": found.after,
+        "history": [line._asdict() for line in found.history],
+    }
+
+
+def verdict(found: Adaptation) -> str:
+    """
+    What an adaptation did, in a sentence.
+
+    >>> from types import SimpleNamespace
+    >>> from deepinv_astro.training import AdaptationStep
+    >>> lines = (AdaptationStep(0, -1.2, 0.0, 0.0), AdaptationStep(8, -1.3, 0.1, 0.04))
+    >>> done = SimpleNamespace(history=lines, chosen=8, before=-1.2, after=-1.3)
+    >>> verdict(done)
+    'Adapted by 8 of 8 steps: the risk in frames held out fell from -1.2 to -1.3 (by 0.1 +- 0.04; empty image: 0).'
+    >>> done.chosen, done.after = 0, -1.2
+    >>> verdict(done)
+    'Not adapted: kept the weights as they were; none of 8 steps lowered the risk in frames held out (-1.2).'
+    """
+    steps = found.history[-1].step
+    if found.chosen == 0:
+        return (
+            "Not adapted: kept the weights as they were; "
+            f"none of {steps} steps lowered the risk in frames held out ({found.before:.4g})."
+        )
+    line = next(line for line in found.history if line.step == found.chosen)
+    return (
+        f"Adapted by {found.chosen} of {steps} steps: the risk in frames held out fell from {found.before:.4g} "
+        f"to {found.after:.4g} (by {line.gain:.2g} +- {line.error:.2g}; empty image: 0)."
+    )

@@ -1,0 +1,214 @@
+"""Adaptation to one sequence: never worse by its own risk, which is that of frames held out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from deepinv_astro.loss import frame_subset
+from deepinv_astro.models import (
+    MarginalPilot,
+    NormalEquations,
+    PilotCorrection,
+    SmallUNet,
+    UnrolledADI,
+    WhitePilot,
+    temporal_level,
+)
+from deepinv_astro.optim import Marginal
+from deepinv_astro.physics import ADI
+from deepinv_astro.training import adapt, with_visible_change
+
+FRAMES, SIZE = 8, (13, 15)
+
+
+@pytest.fixture(scope="module")
+def sequence() -> tuple[torch.Tensor, ADI]:
+    """A bright arc in white noise; gains, so that frames are told apart."""
+    g = torch.Generator().manual_seed(1)
+    gain = 1 + 0.1 * torch.rand(FRAMES, generator=g)
+    physics = ADI((1, *SIZE), torch.linspace(-10, 90, FRAMES), gain=gain)
+    x = torch.zeros(1, 1, *SIZE)
+    x[..., 8:11, 9:13] = 6.0
+    halo = 50 * torch.rand(1, 1, 1, *SIZE, generator=g)
+    return halo + physics.A(x) + torch.randn(1, 1, FRAMES, *SIZE, generator=g), physics
+
+
+def network(spread: float = 0.02) -> UnrolledADI:
+    """Weights at random: there is something to gain."""
+    torch.manual_seed(5)
+    model = UnrolledADI(MarginalPilot(Marginal(iterations=(3, 4))), [SmallUNet(4)] * 2)
+    for net in model.prox:
+        torch.nn.init.normal_(net.last.weight, std=spread)
+    return model.eval()
+
+
+def independent_risk(make: Callable[..., torch.Tensor], y: torch.Tensor, physics: ADI) -> float:
+    """Mean over four groups, of the error in the held frames."""
+    pilot = network().pilot
+    start, total = pilot(y, physics).start, 0.0
+    for g in range(4):
+        held = torch.tensor([t for t in range(FRAMES) if t % 4 == g])
+        rest = torch.tensor([t for t in range(FRAMES) if t % 4 != g])
+        own = frame_subset(physics, held)
+        metric = pilot.at(start, y[:, :, held], own).normal.metric
+        x = make(y[:, :, rest], frame_subset(physics, rest))
+        r, blank = y[:, :, held] - own.A(x), y[:, :, held]
+        total += float((r * metric(r)).sum() - (blank * metric(blank)).sum())
+    return total / 4 / x.numel()
+
+
+def test_a_bad_network_gets_better_and_the_risk_is_that_of_held_out_frames(
+    sequence: tuple[torch.Tensor, ADI],
+) -> None:
+    y, physics = sequence
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    seen: list[int] = []
+    found = adapt(model, y, physics, steps=12, every=4, learning_rate=3e-3, progress=seen.append)
+    assert seen == list(range(1, 13))
+    assert [line.step for line in found.history] == [0, 4, 8, 12]
+    with torch.no_grad():
+        assert found.before == pytest.approx(independent_risk(model, y, physics), rel=1e-3)
+    assert found.chosen > 0
+    assert found.after == min(line.risk for line in found.history) < found.before
+    # the model given stays, the one returned moved
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not torch.equal(found.model.prox[0].last.weight, model.prox[0].last.weight)
+    assert not found.model.training
+    # the image has the change where it is seen
+    with torch.no_grad():
+        equations = model.prepare(y, physics)
+        zero, moved = model.refine(equations), found.model.refine(equations)
+        expected = with_visible_change(equations, zero, moved, 0.01).clamp_min(0)
+    assert torch.allclose(found.image, expected, atol=1e-4)
+    assert not torch.allclose(found.image, zero, atol=1e-2)
+
+
+def test_never_worse_than_zero_shot_by_the_risk(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+    model = network()
+    with torch.no_grad():
+        zero = model(y, physics)
+    # steps so large that they spoil everything, or a margin that nothing passes
+    for arguments in ({"learning_rate": 3.0}, {"learning_rate": 3e-3, "margin": 1e6}):
+        found = adapt(model, y, physics, steps=4, every=2, **arguments)
+        assert found.chosen == 0
+        assert found.after == found.before
+        assert torch.equal(found.image, zero)
+        assert all(
+            torch.equal(v, model.state_dict()[k]) for k, v in found.model.state_dict().items()
+        )
+    none = adapt(model, y, physics, steps=0)
+    assert torch.equal(none.image, zero)
+    assert none.history == (found.history[0],)
+
+
+def test_deterministic_and_seeded(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+    state = torch.get_rng_state()
+    one, again, other = (
+        adapt(network(), y, physics, steps=3, every=3, learning_rate=3e-3, seed=s)
+        for s in (0, 0, 1)
+    )
+    torch.manual_seed(5)  # as the network drew
+    assert one.history == again.history
+    assert torch.equal(one.image, again.image)
+    assert one.history[0] == other.history[0]
+    assert one.history[1] != other.history[1]
+    torch.set_rng_state(state)
+    model = network()
+    before = torch.get_rng_state()
+    adapt(model, y, physics, steps=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_missing_data_and_channels(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+    both = ADI((2, *SIZE), physics.angles[0], gain=physics.gain[0])
+    y = y.repeat(1, 2, 1, 1, 1)
+    y[0, 1] *= 3
+    y[0, 0, 3, 5] = torch.nan
+    y[0, :, :, 9, 4] = torch.nan
+    y[0, 1, 7, 2:4] = torch.nan
+    found = adapt(network(), y, both, steps=4, every=2, learning_rate=3e-3)
+    assert bool(torch.isfinite(found.image).all())
+    assert found.image.shape == (1, 2, *SIZE)
+    assert found.after <= found.before
+
+
+def test_interrupted_the_model_stays_as_it_was(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+    model = network().train()
+    before = copy.deepcopy(model.state_dict())
+
+    def stop(step: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(model, y, physics, steps=2, progress=stop)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_cannot_be_adapted_to(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+    still = ADI((1, *SIZE), torch.full((FRAMES,), 20.0))
+    with pytest.raises(ValueError, match="without rotation"):
+        adapt(network(), y, still)
+    # turns only between the first and the second half: each group sees it
+    halves = torch.where(torch.arange(FRAMES) < FRAMES // 2, 0.0, 50.0)
+    adapt(network(), y, ADI((1, *SIZE), halves), steps=0)
+    with pytest.raises(ValueError, match=r"7 frames are too few for 4 `groups`: at least 8"):
+        adapt(network(), y[:, :, :7], frame_subset(physics, torch.arange(7)))
+    with pytest.raises(ValueError, match="one sequence"):
+        adapt(network(), y.expand(2, -1, -1, -1, -1), physics)
+    with pytest.raises(ValueError, match="MarginalPilot"):
+        adapt(UnrolledADI(WhitePilot(temporal_level), [SmallUNet(4)]), y, physics)
+    for name, value in (
+        ("steps", -1),
+        ("groups", 2),
+        ("every", 0),
+        ("learning_rate", 0.0),
+        ("weight", 0.0),
+        ("margin", -1.0),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            adapt(network(), y, physics, **{name: value})
+
+
+def test_visible_change_against_a_dense_solution(rng: torch.Generator) -> None:
+    n, shape = 12, (1, 1, 3, 4)
+    root = torch.randn(5, n, generator=rng, dtype=torch.float64)  # sees 5 of 12 modes
+    normal = root.T @ root
+    scale = (1 + torch.rand(n, generator=rng, dtype=torch.float64)).view(shape)
+    first, moved = torch.randn(2, *shape, generator=rng, dtype=torch.float64).unbind()
+    whitened = scale.flatten()[:, None] * normal * scale.flatten()
+    largest = torch.linalg.eigvalsh(whitened)[-1]
+    equations = NormalEquations(
+        lambda x: (normal @ x.flatten()).view(shape), first, scale, first, largest.view(1, 1, 1, 1)
+    )
+    x = with_visible_change(equations, first, moved, 0.05)
+    change = ((moved - first) / scale).flatten()
+    dense = torch.linalg.solve(
+        whitened + 0.05 * largest * torch.eye(n, dtype=torch.float64), whitened @ change
+    )
+    expected = first + scale * dense.view(shape)
+    assert torch.allclose(x, expected, rtol=1e-3, atol=1e-3)
+    # what nothing sees stays: the change lies in the range of N
+    hidden = torch.linalg.svd(root * scale.flatten())[2][5:]
+    assert (hidden @ ((x - first) / scale).flatten()).abs().max() < 1e-9
+    assert torch.equal(with_visible_change(equations, first, first), first)
+
+
+def test_the_baseline_and_other_groups(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+    with pytest.raises(ValueError, match="too few"):
+        adapt(network(), y, physics, groups=5)
+    baseline = PilotCorrection(MarginalPilot(Marginal(iterations=(3, 4))), SmallUNet(4)).eval()
+    found = adapt(baseline, y, physics, steps=1)  # type: ignore[arg-type]
+    assert found.image.shape == (1, 1, *SIZE)
