@@ -432,7 +432,7 @@ def draw_identifiability(
         other.set_title(f"unseen {number}", fontsize="small")
         other.set_xlabel("column (pixels)")
         other.set_ylabel("row (pixels)")
-        add_colorbar(other, shown, "value (norm of the image: 1)")
+        add_colorbar(other, shown, "value, unit norm")
     for other in others[len(result.null_images) :]:
         other.set_visible(False)
 

@@ -201,7 +201,7 @@ def test_identifiability_on_one_axes_or_many() -> None:
     draw_identifiability(axes, result)
     shown = axes[0, 1].images[0]
     assert np.abs(np.asarray(shown.get_array())).tolist() == [[0, 1, 0], [0, 0, 0]]
-    assert shown.colorbar.ax.get_ylabel() == "value (norm of the image: 1)"
+    assert shown.colorbar.ax.get_ylabel() == "value, unit norm"
     assert (axes[0, 1].get_xlabel(), axes[0, 1].get_ylabel()) == ("column (pixels)", "row (pixels)")
     assert [a.get_visible() for a in axes.flat] == [True, True, False, False]
     bars = Figure().subplots()
