@@ -72,6 +72,21 @@ def test_planets_alone(scores: ModuleType, cases: list[Any]) -> None:
     assert alone["flux"] < 0.5
 
 
+def test_each_score_looks_at_its_own_pixels(scores: ModuleType, cases: list[Any]) -> None:
+    """Errors beside the disk, on planets alone, and on the pixel of one planet."""
+    case = cases[0]
+    sky, disk = (blur(x.double(), case.truth.psf) for x in (case.truth.x, case.truth.disk))
+    region, planets = support(disk), support(sky - disk)
+    beside = scores.score_shown(case, sky + (~region & ~planets))
+    assert beside["support"] > 100
+    assert beside["field"] < 100
+    assert scores.score_shown(case, sky + planets)["false_peak"] == pytest.approx(0.0, abs=1e-9)
+    planet = case.truth.planets[0]
+    spike = sky.clone()
+    spike[0, 0, round(planet.row), round(planet.column)] += planet.flux
+    assert scores.score_shown(case, spike)["planets"][0] > 1
+
+
 def test_the_visible_part_alone(scores: ModuleType, cases: list[Any]) -> None:
     case = cases[0]
     shown = remove_invisible(blur(case.truth.x.double(), case.truth.psf))
