@@ -21,6 +21,7 @@ from deepinv_astro.models import (
 from deepinv_astro.optim import Marginal
 from deepinv_astro.physics import ADI
 from deepinv_astro.training import adapt, with_visible_change
+from deepinv_astro.training.adaptation import _groups, _runs
 
 FRAMES, SIZE = 8, (13, 15)
 
@@ -86,6 +87,27 @@ def test_a_bad_network_gets_better_and_the_risk_is_that_of_held_out_frames(
         expected = with_visible_change(equations, zero, moved, 0.01).clamp_min(0)
     assert torch.allclose(found.image, expected, atol=1e-4)
     assert not torch.allclose(found.image, zero, atol=1e-2)
+
+
+def test_no_weights_see_the_frames_that_judge_them(sequence: tuple[torch.Tensor, ADI]) -> None:
+    y, physics = sequence
+
+    def frames(equations: NormalEquations) -> set[float]:
+        return set(equations.normal.physics.angles.flatten().tolist())
+
+    every = set(physics.angles.flatten().tolist())
+    whole, *runs = _runs(network(), y, physics, _groups(physics, 4, 3), 0, 1e-4)
+    assert frames(whole.whole) == every
+    assert whole.judge is None
+    assert set.union(*(frames(run.judge) for run in runs)) == every
+    for run in (whole, *runs):
+        held = frames(run.judge) if run.judge else set()
+        assert frames(run.whole) == every - held
+        assert len(run.splits) == 4 - bool(held)
+        for part in run.splits:
+            other = set(part.normal.physics.angles.flatten().tolist())
+            assert frames(part.given) == every - held - other
+            assert not other & held
 
 
 def test_never_worse_than_zero_shot_by_the_risk(sequence: tuple[torch.Tensor, ADI]) -> None:
