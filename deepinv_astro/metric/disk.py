@@ -3,6 +3,7 @@ r"""Errors of images of disks."""
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -157,17 +158,24 @@ def remove_invisible(image: Tensor, center: Position | None = None) -> Tensor:
         True
     """
     height, width = image.shape[-2:]
-    star = (height // 2, width // 2) if center is None else center
-    rows = torch.arange(height, dtype=torch.float64, device=image.device) - star[0]
-    columns = torch.arange(width, dtype=torch.float64, device=image.device) - star[1]
-    distance = torch.hypot(rows[:, None], columns[None]).flatten()
-    knots = torch.arange(math.ceil(float(distance.max())) + 1, device=image.device)
-    hats = (1 - (distance[:, None] - knots).abs()).clamp_min(0)
-    hats = hats[:, hats.sum(0) > 0]
-    basis = torch.linalg.qr(hats).Q
+    row, column = (height // 2, width // 2) if center is None else center
+    basis = _rings(height, width, float(row), float(column), image.device)
     pixels = image.nan_to_num(0.0).flatten(-2).double()
     visible: Tensor = pixels - (pixels @ basis) @ basis.mT
     return visible.to(image.dtype).view(image.shape)
+
+
+@lru_cache(maxsize=8)
+def _rings(height: int, width: int, row: float, column: float, device: torch.device) -> Tensor:
+    """Orthonormal basis of images that depend on the separation only, ``(pixels, n)``."""
+    rows = torch.arange(height, dtype=torch.float64, device=device) - row
+    columns = torch.arange(width, dtype=torch.float64, device=device) - column
+    distance = torch.hypot(rows[:, None], columns[None]).flatten()
+    knots = torch.arange(math.ceil(float(distance.max())) + 1, device=device)
+    hats = (1 - (distance[:, None] - knots).abs()).clamp_min(0)
+    hats = hats[:, hats.sum(0) > 0]
+    basis: Tensor = torch.linalg.qr(hats).Q
+    return basis
 
 
 class DiskNRMSE(Metric):

@@ -33,6 +33,7 @@ class NormalEquations:
     :param torch.Tensor scale: :math:`\sigma > 0`, broadcast to ``(B, C, H, W)``.
     :param torch.Tensor start: image :math:`x_0`, ``(B, C, H, W)``.
     :param torch.Tensor largest: :meth:`largest_eigenvalue`, where it is known already.
+    :param Callable unseen: projection of images on what the data say nothing of, if that is known.
 
     |sep|
 
@@ -53,6 +54,7 @@ class NormalEquations:
     scale: Tensor
     start: Tensor
     largest: Tensor | None = None
+    unseen: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def stack(cls, parts: Sequence[NormalEquations]) -> NormalEquations:
@@ -67,10 +69,23 @@ class NormalEquations:
             own = zip(parts, x.split(counts), strict=True)
             return torch.cat([part.normal(images) for part, images in own])
 
+        def unseen(x: Tensor) -> Tensor:
+            own = zip(parts, x.split(counts), strict=True)
+            return torch.cat([part.unseen_part(images) for part, images in own])
+
         back, start = (torch.cat([getattr(p, n) for p in parts]) for n in ("back", "start"))
         scale = torch.cat([part.scale.expand_as(part.start) for part in parts])
         largest = torch.cat([part.largest_eigenvalue() for part in parts])
-        return cls(normal, back, scale, start, largest)
+        return cls(normal, back, scale, start, largest, unseen)
+
+    def unseen_part(self, x: Tensor) -> Tensor:
+        """
+        The part of an image that the data say nothing of, as far as that is known.
+
+        :param torch.Tensor x: images ``(B, C, H, W)``.
+        :return: (:class:`torch.Tensor`) of the same shape; zero if it is not known.
+        """
+        return torch.zeros_like(x) if self.unseen is None else self.unseen(x)
 
     def gradient(self, u: Tensor) -> Tensor:
         r"""Gradient of the cost in units of noise, :math:`\sigma (N \sigma u - b)`.

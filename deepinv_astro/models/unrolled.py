@@ -43,6 +43,9 @@ class UnrolledADI(Reconstructor):
     :math:`a > 0`. It takes any number of frames, any angles, PSF and image size; each wavelength
     is an image of its own to :math:`n_k`.
 
+    What the data say nothing of, for ADI the part that is invariant by rotation about the star, is that of
+    :math:`x_0` in the end: no loss without ground truth tests it, and training would change it at random.
+
     No gradient flows through :math:`x_0`, :math:`W` and :math:`\sigma`. Where they are used again,
     :meth:`prepare` them once and :meth:`refine` them in each step of a training.
 
@@ -122,7 +125,7 @@ class UnrolledADI(Reconstructor):
             with torch.autocast(v.device.type, self.precision, self.precision is not None):
                 moved = correction(net, v, first, q)
             u = v + q * moved.to(v.dtype)
-        x = equations.scale * u
+        x = _kept(equations.scale * u, equations)
         return x.clamp_min(0) if self.positive and not self.training else x
 
 
@@ -191,6 +194,7 @@ class PilotCorrection(Reconstructor):
         first = equations.start / equations.scale
         q = _level(first)
         x = equations.scale * (first + q * correction(self.net, first, first, q))
+        x = _kept(x, equations)
         return x.clamp_min(0) if self.positive and not self.training else x
 
 
@@ -281,6 +285,11 @@ def correction(net: nn.Module, v: Tensor, first: Tensor, q: Tensor) -> Tensor:
     features = torch.stack([v / q, (first / q).expand_as(v), level], 2).flatten(0, 1)
     out: Tensor = net(features)
     return out.view_as(v)
+
+
+def _kept(x: Tensor, equations: NormalEquations) -> Tensor:
+    """Image whose part that no data test is that of the first image."""
+    return x - equations.unseen_part(x - equations.start)
 
 
 def _level(u: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.models import NormalEquations
-from deepinv_astro.models.pilot import WhitenedOperator
+from deepinv_astro.models.pilot import InvariantPart, WhitenedOperator
 from deepinv_astro.optim.temporal import FrozenMetric
 from deepinv_astro.physics import ADI
 from deepinv_astro.training.tasks import Part, Task
@@ -98,7 +98,11 @@ def unpack(packed: dict[str, Any], device: torch.device | str = "cpu") -> Task:
     ]
     return tuple(
         Part(
-            NormalEquations(maps[part["given"]], **there(part["equations"])),
+            NormalEquations(
+                maps[part["given"]],
+                **there(part["equations"]),
+                unseen=InvariantPart.of(maps[part["given"]].physics),
+            ),
             None if part["judge"] < 0 else maps[part["judge"]],
             part["back"].to(device),
         )

@@ -11,6 +11,7 @@ validation part instead. Tasks are stored in a folder and found again; results a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from functools import partial
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from survey_scores import score, summary, survey_cases
+from survey_scores import row, score, summary, survey_cases
 from targets import RESULTS, parser, store
 
 from deepinv_astro.datasets import PSFError, SyntheticSurvey
@@ -30,6 +31,8 @@ TRAIN, VALIDATE, TEST = 256, 24, 40
 RECIPE = SurveyRecipe(
     steps=1200, validate_every=100, patience=100, draws=2, splitting=0.0, risk=1.0
 )
+#: The image of the pilot, without a network.
+START = "first image"
 ROTATED = Reobservation(amplitudes=(1.0, 1.0), psf_error=PSFError(0.0, 0.0), exchange=False)
 
 
@@ -106,28 +109,33 @@ def main() -> None:
     if path.exists() and (old := json.loads(path.read_text()))["settings"] == settings:
         rows = old["rows"]
     part = "validation" if options.tune else "test"
-    cases = survey_cases(TEST, SIZE, FRAMES, seed=options.survey, part=part)
-    for seed in range(options.seeds):
-        for row in options.only or ROWS:
-            if any(r["method"] == row and r["seed"] == seed for r in rows):
-                continue
-            training = train(ROWS[row], seed, options)
-            model = training.result()
-            if options.weights:
-                torch.save(model.state_dict(), options.weights / f"{row}-{seed}.pt")
-            for case in cases:
-                begin = time.perf_counter()
-                with torch.no_grad():
-                    image = model(case.y, case.physics)
-                seconds = time.perf_counter() - begin
-                rows.append({"method": row, "seed": seed, "case": case.name,
-                             "seconds": round(seconds, 2), **score(case, image)})  # fmt: skip
-            rows[-1]["history"] = [tuple(line) for line in training.history]
-            store(name, options, {"settings": settings, "rows": rows}, start)
-            print(row, seed, f"{training.history[-1].seconds:.0f} s", flush=True)
-            print(
-                summary([r for r in rows if r["method"] == row and r["seed"] == seed]), flush=True
-            )
+    cases = list(survey_cases(TEST, SIZE, FRAMES, options.survey, part))
+    for seed, name_ in itertools.product(range(options.seeds), options.only or ROWS):
+        if any(r["method"] == name_ and r["seed"] == seed for r in rows):
+            continue
+        training = train(ROWS[name_], seed, options)
+        model = training.result()
+        if options.weights:
+            torch.save(model.state_dict(), options.weights / f"{name_}-{seed}.pt")
+        own = [{**judged(case, name_, model), "seed": seed} for case in cases]
+        if seed == 0 and not any(r["method"] == START for r in rows):
+            own += [{**judged(case, START, None), "seed": seed} for case in cases]
+        own[0]["history"] = [tuple(line) for line in training.history]
+        rows += own
+        store(name, options, {"settings": settings, "rows": rows}, start)
+        print(name_, seed, f"{training.history[-1].seconds:.0f} s", flush=True)
+        print(summary(own), flush=True)
+    print(summary(rows))
+
+
+def judged(case: Any, method: str, model: UnrolledADI | None) -> dict[str, Any]:
+    """Scores of a target by a network, or of the image that all of them start from."""
+    begin = time.process_time()
+    with torch.no_grad():
+        net = network(0) if model is None else model
+        equations = net.prepare(case.y, case.physics)
+        image = equations.start if model is None else net.refine(equations)
+    return row(case, method, score(case, image.clamp_min(0)), time.process_time() - begin)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
 from deepinv_astro.loss import without_temporal_mean
+from deepinv_astro.metric import remove_invisible
 from deepinv_astro.models import (
     DenoiserCorrection,
     MarginalPilot,
@@ -280,6 +281,21 @@ def test_proximal_network_sees_image_start_and_noise(rng: torch.Generator) -> No
     v = first - equations.gradient(first) / equations.largest_eigenvalue()
     torch.testing.assert_close(seen[0], torch.cat([v / q, first / q, (1 / q).expand_as(v)], 1))
     torch.testing.assert_close(x, equations.scale * (v + 0.5 * first))
+
+
+@pytest.mark.parametrize("kind", [UnrolledADI, PilotCorrection])
+def test_what_no_data_test_is_that_of_the_first_image(kind: type, rng: torch.Generator) -> None:
+    """The part that is invariant by rotation about the star, wherever the star is."""
+    y, plain = problem(rng)
+    physics = ADI(
+        (1, H, W), plain.angles, plain.filter[0, 0, 0], sky_center=(5.0, 6.5), dtype=torch.float64
+    )
+    model = trained(kind(MarginalPilot(FAST)), rng).train()  # not cut at 0
+    start, found = FAST(y, physics), model(y, physics).detach()
+    change = found - start
+    assert float(change.norm()) > 0.01 * float(start.norm())
+    torch.testing.assert_close(remove_invisible(change, (5.0, 6.5)), change, atol=1e-9, rtol=0)
+    assert not torch.allclose(remove_invisible(change), change, atol=1e-4)
 
 
 def test_shared_network_and_number_of_weights() -> None:
