@@ -6,7 +6,7 @@ import dataclasses
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,6 +28,13 @@ _CROP = 48
 _ANY = 1_000_000
 
 
+class Numbers(str, Enum):
+    """Precision of the networks."""
+
+    SINGLE = "float32"
+    MIXED = "bfloat16"
+
+
 class Task(str, Enum):
     """What the network learns."""
 
@@ -35,33 +42,86 @@ class Task(str, Enum):
     SR = "sr"
 
 
-ImagesOption = Annotated[
-    Path, typer.Option("--images", help="Folder of measured images, FITS or PNG, of any size.")
-]
-PsfOption = Annotated[
-    str,
-    typer.Option(
-        "--psf",
-        metavar="FILE|FWHM",
-        help="PSF on the pixels of the result: a FITS image, or the FWHM of a Gaussian in those "
-        "pixels; for sr, 0 for no blur.",
-    ),
-]
+#: Options of one kind of training, as help shows them together.
+_IMAGES, _SURVEY = "Deblurring and super-resolution", "Surveys"
 
 
 def train(
-    images: ImagesOption,
-    psf: PsfOption,
-    task: Annotated[Task, typer.Option(help="deblur, or sr for a finer grid.")] = Task.DEBLUR,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of measured images, FITS or PNG, of any size.", rich_help_panel=_IMAGES
+        ),
+    ] = None,
+    psf: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FWHM",
+            help="PSF on the pixels of the result: a FITS image, or the FWHM of a Gaussian in those pixels.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(help="deblur (default), or sr for a finer grid.", rich_help_panel=_IMAGES),
+    ] = None,
     factor: Annotated[
-        int | None, typer.Option(min=2, help="Pixels of the result per pixel, for sr. Default: 2.")
+        int | None,
+        typer.Option(
+            min=2,
+            help="Pixels of the result per pixel, for sr. Default: 2.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     noise: Annotated[
-        str, typer.Option(metavar="SIGMA|auto", help="Standard deviation, unit of the images.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            metavar="SIGMA|auto",
+            help="Standard deviation, unit of the images. Default: auto.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Pixels along a crop. Default: 48, 48 / factor for sr.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    survey: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of sequences, one sub-folder for each star, or a manifest.",
+            rich_help_panel=_SURVEY,
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT",
+            help="Part of the loss: splitting, risk, recorrupted, again, consistency; may be repeated. "
+            "Default: splitting=1.",
+            rich_help_panel=_SURVEY,
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Splits or probes of each star. Default: 2.", rich_help_panel=_SURVEY
+        ),
+    ] = None,
+    precision: Annotated[
+        Numbers | None,
+        typer.Option(help="Of the networks. Default: float32.", rich_help_panel=_SURVEY),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the results. Default: IMAGES_TASK, here."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the results. Default: IMAGES_TASK or SURVEY_trained, here.",
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -71,58 +131,138 @@ def train(
         bool,
         typer.Option("--overwrite", metavar="", help="Replace results that exist in the folder."),
     ] = False,
-    steps: Annotated[int, typer.Option(min=30, help="Most steps of the optimiser.")] = 1500,
-    crop: Annotated[
+    steps: Annotated[
         int | None,
-        typer.Option(min=8, help="Pixels along a crop. Default: 48, 48 / factor for sr."),
+        typer.Option(min=30, help="Most steps of the optimiser. Default: 1500; surveys 600."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Crops or stars of a step. Default: 4.")
+    ] = None,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps between checkpoints. Default: 100; surveys 50."),
     ] = None,
     device: Annotated[
         str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of anything random.")] = 0,
 ) -> None:
-    """Train a network on measured images alone; write its weights, a log and a picture."""
+    """Train a network on measurements alone: --images and --psf, or --survey."""
     with one_clear_line():
-        from deepinv_astro.io.images import image_files
+        of_images = {
+            "images": images,
+            "psf": psf,
+            "task": task,
+            "factor": factor,
+            "noise": noise,
+            "crop": crop,
+        }
+        of_survey = {"survey": survey, "part": part, "draws": draws, "precision": precision}
+        _one_kind(of_images, of_survey)
+        pace = {"steps": steps, "batch": batch, "validate_every": validate_every}
+        if survey is not None:
+            from deepinv_astro.cli.train_survey import recipe_of, train_survey
 
-        folder = output or Path(f"{images.resolve().name}_{task.value}")
-        level = _noise(noise)
-        finer = _factor(task, factor)
-        image_files(images)
-        width = _psf_width(psf, task)
-        _check_folder(folder, resume, overwrite)
-        place = _device(device)
+            number = None if precision is None else precision.value
+            recipe = recipe_of(part or [], draws=draws, precision=number, **pace)
+            folder = output or Path(f"{survey.resolve().stem}_trained")
+            train_survey(
+                survey,
+                folder,
+                recipe,
+                seed=seed,
+                device=_device(device),
+                resume=resume,
+                overwrite=overwrite,
+            )
+            return
+        assert images is not None  # noqa: S101
+        assert psf is not None  # noqa: S101
+        given = Images(images, psf, task or Task.DEBLUR, factor, noise or "auto", crop)
+        folder = output or Path(f"{images.resolve().name}_{given.task.value}")
+        _train_images(given, folder, pace, _device(device), seed, resume, overwrite)
 
-        from deepinv_astro.datasets.images import ImageFolder, held_out
-        from deepinv_astro.training import Recipe, Restoration, noise_level
 
-        files = ImageFolder(images)
-        everything = [files[i] for i in range(len(files))]
-        recipe = Recipe(steps=steps, crop=crop or _CROP // finer, warmup=min(20, steps // 10))
-        with heard_warnings() as doubts:
-            kernel = _psf(psf, width, everything, finer)
-        learned, held = held_out(everything, recipe.crop)
-        if level is None:
-            level = noise_level(learned)
-            typer.echo(f"Noise: {level:.4g} from second differences of the images.")
-            if finer > 1:
-                typer.echo(
-                    "Warning: with --task sr that may be some 40 % too high, as what the sky has at the "
-                    "scale of a pixel counts as noise (38 % on photographs without blur). Give --noise "
-                    "if you know it."
-                )
-        for doubt in doubts:
-            typer.echo(f"Warning: {doubt}")
-        restoration = Restoration(kernel, level, finer, learned, seed=seed)
-        training = _training(restoration, learned, held, recipe, seed, place)
-        settings = {
-            "task": task.value, "images": [str(f.path) for f in files.files], "psf": psf,
-            "noise": level, "factor": finer, "seed": seed, "recipe": dataclasses.asdict(recipe),
-        }  # fmt: skip
-        if resume:
-            _check_settings(folder / REPORT, settings)
-            _continue(training, folder / CHECKPOINT)
-        _run(training, restoration, held[0], folder, settings)
+class Images(NamedTuple):
+    """What is asked of a training on images."""
+
+    folder: Path
+    psf: str
+    task: Task
+    factor: int | None
+    noise: str
+    crop: int | None
+
+
+def _one_kind(of_images: dict[str, Any], of_survey: dict[str, Any]) -> None:
+    """Either images with their PSF or a survey, and the options of that alone."""
+    given = [[k for k, v in options.items() if v is not None] for options in (of_images, of_survey)]
+    if "survey" in given[1]:
+        if given[0]:
+            raise ValueError(
+                f"`{given[0][0]}` is for images, `survey` for sequences with their own PSFs: pass one or "
+                "the other"
+            )
+        return
+    if given[1]:
+        raise ValueError(f"`{given[1][0]}` is for surveys: pass `survey` as well")
+    missing = [k for k in ("images", "psf") if of_images[k] is None]
+    if missing:
+        raise ValueError(
+            f"`{missing[0]}` is missing: pass `images` and `psf` for deblurring and super-resolution, or "
+            "`survey` for sequences"
+        )
+
+
+def _train_images(
+    given: Images,
+    folder: Path,
+    pace: dict[str, Any],
+    device: str,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    from deepinv_astro.io.images import image_files
+
+    level = _noise(given.noise)
+    finer = _factor(given.task, given.factor)
+    image_files(given.folder)
+    width = _psf_width(given.psf, given.task)
+    _check_folder(folder, resume, overwrite)
+
+    from deepinv_astro.datasets.images import ImageFolder, held_out
+    from deepinv_astro.training import Recipe, Restoration, noise_level
+
+    files = ImageFolder(given.folder)
+    everything = [files[i] for i in range(len(files))]
+    fields = {k: v for k, v in pace.items() if v is not None}
+    warmup = min(20, fields.get("steps", Recipe.steps) // 10)
+    recipe = Recipe(crop=given.crop or _CROP // finer, warmup=warmup, **fields)
+    with heard_warnings() as doubts:
+        kernel = _psf(given.psf, width, everything, finer)
+    learned, held = held_out(everything, recipe.crop)
+    if level is None:
+        level = noise_level(learned)
+        typer.echo(f"Noise: {level:.4g} from second differences of the images.")
+        if finer > 1:
+            typer.echo(
+                "Warning: with --task sr that may be some 40 % too high, as what the sky has at the "
+                "scale of a pixel counts as noise (38 % on photographs without blur). Give --noise "
+                "if you know it."
+            )
+    for doubt in doubts:
+        typer.echo(f"Warning: {doubt}")
+    restoration = Restoration(kernel, level, finer, learned, seed=seed)
+    training = _training(restoration, learned, held, recipe, seed, device)
+    settings = {
+        "task": given.task.value, "images": [str(f.path) for f in files.files], "psf": given.psf,
+        "noise": level, "factor": finer, "seed": seed, "recipe": dataclasses.asdict(recipe),
+    }  # fmt: skip
+    if resume:
+        _check_settings(folder / REPORT, settings)
+        _continue(training, folder / CHECKPOINT)
+    _run(training, restoration, held[0], folder, settings)
 
 
 def restore(

@@ -341,12 +341,19 @@ def derivative_along(
 
 def random_signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Independent values 1 and -1."""
-    uniform = torch.empty_like(like, requires_grad=False).uniform_(generator=generator)
+    uniform = _uniform(like, generator)
     return 1 - 2 * (uniform < 0.5).to(like)
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent numbers from 0 to 1; a generator of another device draws them there."""
+    device = like.device if generator is None else generator.device
+    made = torch.empty_like(like, requires_grad=False, device=device)
+    return made.uniform_(generator=generator).to(like.device)
 
 
 def two_point(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Independent values of mean 0 and second and third moments 1: the golden ratio and 1 minus it."""
     golden = (1 + math.sqrt(5)) / 2
-    uniform = torch.empty_like(like, requires_grad=False).uniform_(generator=generator)
+    uniform = _uniform(like, generator)
     return 1 - golden + math.sqrt(5) * (uniform < (1 - 1 / math.sqrt(5)) / 2).to(like)

@@ -247,7 +247,9 @@ class HeteroscedasticNoise(GaussianModel):
 
 def white(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Independent standard normal numbers of the shape of ``like``, without its graph."""
-    return torch.empty_like(like, requires_grad=False).normal_(generator=generator)
+    device = like.device if generator is None else generator.device
+    made = torch.empty_like(like, requires_grad=False, device=device)
+    return made.normal_(generator=generator).to(like.device)
 
 
 def batched(name: str, value: Any, axes: tuple[str, ...]) -> Tensor:

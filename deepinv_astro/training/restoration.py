@@ -152,7 +152,10 @@ class Restoration(nn.Module):
         (rows, columns), r = self.psf.shape, self.factor
         size = (1, r * height + rows - 1, r * width + columns - 1)
         noise = HeteroscedasticNoise(self.noise, rng=torch.Generator().manual_seed(0))
-        return Blur(size, self.psf, r, boundary="valid", sampling="mean", noise_model=noise)
+        return Blur(
+            size, self.psf, r, boundary="valid", sampling="mean", noise_model=noise,
+            device=self.psf.device,
+        )  # fmt: skip
 
     def seen(self, x: Tensor) -> Tensor:
         r"""The part of the sky that lies on the detector.
@@ -207,7 +210,7 @@ class Restoration(nn.Module):
         """
         path = existing_file(Path(path), "weights")
         try:
-            content = torch.load(path, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             known = isinstance(content, dict) and content.get("format") == _FORMAT
         except Exception as error:
             raise _foreign(path) from error
