@@ -137,7 +137,8 @@ def _processes(device: str) -> Iterator[tuple[int, str]]:
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = f"cuda:{local}" if device == "cuda" else device
-    distributed.init_process_group("nccl" if place.startswith("cuda") else "gloo")
+    # some of what is shared lies on the CPU
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if place.startswith("cuda") else "gloo")
     try:
         yield distributed.get_rank(), place
     finally:
