@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from deepinv_astro.cli.errors import INTERRUPTED
 if TYPE_CHECKING:
     from torch.utils.data import Subset
 
+    from deepinv_astro.datasets import SequenceFolder
     from deepinv_astro.training import SurveyRecipe, SurveyTraining
 
 WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT, TASKS = (
@@ -49,19 +52,19 @@ def train_survey(
     :param resume: go on with a training that was interrupted.
     :param overwrite: replace results that exist.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
-        _check_folder(folder, resume, overwrite)
-
     from deepinv_astro.datasets import SequenceFolder
 
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        _check_folder(folder, resume, overwrite)
     stars = SequenceFolder(survey, keep=0)
     settings = {
-        "survey": [str(entry.target) for entry in stars.entries],
-        "seed": seed,
-        "recipe": dataclasses.asdict(recipe),
-    }
+        "survey": _stars(stars), "seed": seed, "recipe": dataclasses.asdict(recipe)
+    }  # fmt: skip
     if resume:
         _check_settings(folder / REPORT, settings)
+    elif first and (folder / TASKS).exists():
+        shutil.rmtree(folder / TASKS)
     with _processes(device) as (rank, place):
         training = _training(stars, folder, recipe, seed, place, rank)
         _run(training, folder, settings, resume, rank)
@@ -96,6 +99,16 @@ def recipe_of(parts: list[str], **given: Any) -> SurveyRecipe:
         fields[name] = weight
     steps = fields.get("steps", SurveyRecipe.steps)
     return SurveyRecipe(**{"warmup": min(20, steps // 10), **fields})
+
+
+def _stars(stars: SequenceFolder) -> dict[str, Any]:
+    """What tells a survey from another one: its targets, and their files as they are now."""
+    files = [Path(entry.cube) for entry in stars.entries]
+    state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return {
+        "targets": [str(entry.target) for entry in stars.entries],
+        "files": f"{zlib.crc32(repr(state).encode()):08x}",
+    }
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -38,7 +38,8 @@ class Reobservation(NamedTuple):
 
     - :math:`T_g`: a rotation about the star. It teaches nothing with the operator of the same
       star, for which it commutes, but :math:`A_j` has other angles.
-    - :math:`a`: log-uniform below one: what is found of bright disks teaches what faint ones look like.
+    - :math:`a`: log-uniform; below one, what is found of bright disks teaches what faint ones look like; above one,
+      disks brighter than any of the survey.
     - :math:`A'_j`: with a PSF drawn about the one that is known, as far as it may be wrong; the network
       is told :math:`A_j` and learns not to trust it more than that.
 
@@ -64,7 +65,7 @@ class Reobservation(NamedTuple):
         torch.Size([1, 1, 33, 33])
     """
 
-    amplitudes: tuple[float, float] = (0.2, 1.0)
+    amplitudes: tuple[float, float] = (0.2, 3.0)
     stretch: float = 0.0
     psf_error: PSFError = PSFError()
     exchange: bool = True
@@ -100,7 +101,7 @@ class Reobservation(NamedTuple):
 
     def transformed(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """
-        Image turned, dimmed, and stretched or not.
+        Image turned, of another brightness, and stretched or not.
 
         :param torch.Tensor u: image ``(1, C, H, W)``.
         :param torch.Generator generator: source of randomness.

@@ -107,8 +107,18 @@ def test_a_survey_of_one_star_is_refused(tmp_path: Path) -> None:
 
 
 def test_resume_refuses_another_survey(survey: Path, tmp_path: Path) -> None:
+    """And a new training takes no tasks of an old one."""
     out = tmp_path / "out"
     run("train", "--survey", survey, "-o", out, *SHORT)
+    old = (out / "tasks" / "train" / "000000-whole.pt").stat().st_mtime_ns
+    run("train", "--survey", survey, "-o", out, *SHORT, "--overwrite")
+    assert (out / "tasks" / "train" / "000000-whole.pt").stat().st_mtime_ns > old
+    cube = next(survey.glob("*/cube.fits"))
+    when = cube.stat()
+    os.utime(cube, ns=(when.st_atime_ns, when.st_mtime_ns + 1))
+    message = error_of("train", "--survey", survey, "-o", out, *SHORT, "--resume")
+    assert "another survey" in message
+    os.utime(cube, ns=(when.st_atime_ns, when.st_mtime_ns))
     message = error_of("train", "--survey", survey, "-o", out, *SHORT, "--resume", "--seed", 5)
     assert "another seed" in message
 

@@ -320,6 +320,7 @@ def test_mixed_precision_is_close(seen: Observation) -> None:
     assert made.history[-1].step == 3
 
 
+@pytest.mark.slow
 def test_training_on_frames_held_out_lowers_their_risk() -> None:
     """On other splits of the same stars."""
     recipe = SurveyRecipe(
