@@ -28,9 +28,7 @@ from deepinv_astro.training import Reobservation, SurveyRecipe, SurveyTraining
 
 SIZE, FRAMES = 65, 24
 TRAIN, VALIDATE, TEST = 256, 24, 40
-RECIPE = SurveyRecipe(
-    steps=1200, validate_every=100, patience=100, draws=2, splitting=0.0, risk=1.0
-)
+RECIPE = SurveyRecipe(steps=600, validate_every=100, patience=100)
 #: The image of the pilot, without a network.
 START = "first image"
 ROTATED = Reobservation(amplitudes=(1.0, 1.0), psf_error=PSFError(0.0, 0.0), exchange=False)
