@@ -88,7 +88,9 @@ for star in range(24):
     shown.append(seen)
 
 gain = torch.tensor(network_db) - torch.tensor(first_db)
-print(f"{len(gain)} disks: first image {sum(first_db) / len(gain):.2f} dB, network {sum(network_db) / len(gain):.2f} dB")
+print(
+    f"{len(gain)} disks: first image {sum(first_db) / len(gain):.2f} dB, network {sum(network_db) / len(gain):.2f} dB"
+)
 print(f"better on {int((gain > 0).sum())}, mean gain {float(gain.mean()):.2f} dB")
 assert float(gain.mean()) > 0.2
 
