@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from deepinv_astro.models import UnrolledADI
     from deepinv_astro.training import Adaptation
 
-HIDDEN = "What this sequence does not constrain follows the stars that the network was trained on."
+HIDDEN = (
+    "The part that is invariant by rotation is that of the first image; what else this sequence hardly "
+    "constrains follows the stars that the network was trained on."
+)
 
 
 class Network(NamedTuple):
