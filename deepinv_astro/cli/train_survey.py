@@ -58,6 +58,7 @@ def train_survey(
     if first:
         _check_folder(folder, resume, overwrite)
     stars = SequenceFolder(survey, keep=0)
+    recipe = dataclasses.replace(recipe, window=recipe.window_for(stars.shapes))
     settings = {
         "survey": _stars(stars), "seed": seed, "recipe": dataclasses.asdict(recipe)
     }  # fmt: skip

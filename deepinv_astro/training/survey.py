@@ -263,7 +263,7 @@ class SurveyTraining(Loop):
             for kind in makers
         }  # fmt: skip
         self._live: OrderedDict[tuple[Any, ...], Task] = OrderedDict()
-        self._held: list[Task] = []
+        self._held: dict[int, Task] = {}
 
     def prepare(self, progress: Callable[[int], None] | None = None) -> None:
         """
@@ -297,11 +297,18 @@ class SurveyTraining(Loop):
 
         :return: (:class:`torch.Tensor`) sum and number of stars.
         """
-        if not self._held:
-            own = range(self.share.rank, len(self.validate), self.share.world)
-            self._held = [self.validate.task(star, "splitting", 0) for star in own]
-        total = sum(float(values(self.average, [task])) for task in self._held)
-        return torch.tensor([total, len(self._held)], dtype=torch.float64)
+        own = range(self.share.rank, len(self.validate), self.share.world)
+        total = sum(float(values(self.average, [self._held_task(star)])) for star in own)
+        return torch.tensor([total, len(own)], dtype=torch.float64)
+
+    def _held_task(self, star: int) -> Task:
+        """The task of a star held out; half a window of them keep their tables."""
+        if star in self._held:
+            return self._held[star]
+        task = self.validate.task(star, "splitting", 0)
+        if 2 * len(self._held) < self.recipe.window:
+            self._held[star] = task
+        return task
 
     def state_dict(self) -> dict[str, Any]:
         """

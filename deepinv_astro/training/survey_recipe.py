@@ -3,11 +3,16 @@ r"""What a training on a survey is made of, and by how much of each."""
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from enum import Enum
 
 from deepinv_astro.training.schedule import Schedule
 
 __all__ = ["Precision", "SurveyRecipe"]
+
+#: Tables of the operators of a task and what their gradients keep, for each pixel of each frame.
+_BYTES = 330
 
 
 class Precision(str, Enum):
@@ -45,8 +50,9 @@ class SurveyRecipe(Schedule):
     :param int again_kept: how many of the latest are kept.
     :param int draws: splits, probes and noises of each star, made once.
     :param int block: most frames of a block of :func:`~deepinv_astro.training.splitting`.
-    :param int window: stars whose operators are held in memory: some 50 MB for each with 24 frames
-        of 65 x 65 pixels. They change by one in two steps.
+    :param int window: stars whose operators are held in memory, and half as many of those held out: some 35 MB
+        for each with 24 frames of 65 x 65, 160 MB with 61 of 101 x 101. They
+        change by one in two steps. See :meth:`window_for`.
     :param str precision: of the networks, ``"float32"`` or ``"bfloat16"``.
     :param schedule: ``batch`` (stars of a step) and the other fields of :class:`Schedule`.
     :raises ValueError: if a number is out of range or all weights are zero; the message names it.
@@ -89,6 +95,24 @@ class SurveyRecipe(Schedule):
                 "one weight of consistency, risk, recorrupted, splitting or truth must be positive"
             )
         object.__setattr__(self, "precision", Precision(self.precision).value)
+
+    @staticmethod
+    def window_for(shapes: Iterable[tuple[int, ...]], gigabytes: float = 4.0) -> int:
+        """
+        A window that fits in memory.
+
+        :param shapes: sizes of the sequences, such as ``(T, h, w)``.
+        :param float gigabytes: what the operators may take, those of stars held out included.
+        :return: (int) number of stars, from 4 to 64.
+
+        >>> (
+        ...     SurveyRecipe.window_for([(24, 65, 65)]),
+        ...     SurveyRecipe.window_for([(61, 101, 101), (9, 9, 9)]),
+        ... )
+        (64, 12)
+        """
+        most = max(math.prod(shape) for shape in shapes)
+        return max(4, min(64, int(gigabytes * 1e9 / (1.5 * _BYTES * most))))
 
     def weights(self) -> dict[str, float]:
         """

@@ -266,6 +266,8 @@ def test_memory_holds_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     made = training(dataclasses.replace(ALL, steps=6, warmup=1, window=2, again=0.0))
     made.run()
     assert len(made._live) <= 2
+    assert len(made._held) == 1  # half of the window; the other one is made again
+    assert made.history[0].validation == pytest.approx(training(ALL).validation(), rel=1e-6)
 
 
 def test_all_parts_are_drawn_and_stars_seen_again_late() -> None:
