@@ -35,14 +35,14 @@ def draw_survey_training(training: SurveyTraining, star: int = 0) -> Figure:
     most = max(1.0, float(torch.quantile(change.abs().flatten(), 0.998)))
     figure = Figure(figsize=(15.0, 3.7), layout="constrained")
     axes = figure.subplots(1, 4)
-    panels = (("first image", images[0], 0.0, high, "inferno"),
+    panels = ((f"star {star} held out: first image", images[0], 0.0, high, "inferno"),
               ("network", images[1], 0.0, high, "inferno"),
               ("network - first image", change, -most, most, "RdBu_r"))  # fmt: skip
     for axis, (title, image, low, top, colours) in zip(axes, panels, strict=False):
         shown = axis.imshow(
             image.numpy(), origin="lower", vmin=low, vmax=top, cmap=colours, interpolation="nearest"
         )
-        axis.set(title=f"star {star} held out: {title}", xlabel="column (px)", ylabel="row (px)")
+        axis.set(title=title, xlabel="column (px)", ylabel="row (px)")
         figure.colorbar(shown, ax=axis, label="flux / its noise", shrink=0.85)
     lines = training.history
     axes[3].plot([v.step for v in lines], [v.validation for v in lines], "o-", label="held out")
