@@ -21,6 +21,7 @@ from deepinv_astro.training import (
     Observation,
     Precision,
     Reobservation,
+    Share,
     SurveyRecipe,
     SurveyTraining,
     consistency,
@@ -190,17 +191,16 @@ def test_a_star_seen_again_has_its_image_for_truth(seen: Observation) -> None:
     other = observe(stars().train[2], PILOT)
     reobservation = Reobservation(amplitudes=(0.5, 0.5), psf_error=PSFError(0.0, 0.0))
     net = model().eval()
+    (part,) = reobservation(net, seen, other, torch.Generator().manual_seed(6))
     rng = torch.Generator().manual_seed(6)
-    (part,) = reobservation(net, seen, other, rng)
-    x = (
-        reobservation.transformed(
-            net.refine(seen.whole).clamp_min(0).detach() / seen.whole.scale,
-            torch.Generator().manual_seed(6),
-        )
-        * other.whole.scale
-    )
+    found = net.refine(seen.whole).clamp_min(0).detach() / seen.whole.scale
+    x = reobservation.transformed(found, rng) * other.whole.scale
     torch.testing.assert_close(part.back, part.given.normal(x))
     assert part.given.normal.physics.angles.equal(other.physics.angles)  # type: ignore[attr-defined]
+    metric = other.whole.normal.metrics[0]  # type: ignore[attr-defined]
+    noise = metric.resigned(other.y - other.physics.A(other.whole.start), rng)
+    again = PILOT(noise + other.physics.A(x), other.physics)
+    torch.testing.assert_close(part.given.start, again.start)
 
 
 def test_transformed_skies_are_dimmed_within_the_range() -> None:
@@ -286,6 +286,24 @@ def test_all_parts_are_drawn_and_stars_seen_again_late() -> None:
     }  # fmt: skip
     assert min(step for step, kind in kinds if kind == "again") >= 3
     assert len(made.again) == 2
+
+
+def test_processes_deal_a_batch_out() -> None:
+    """Each takes its share of the stars that one process with twice the batch takes."""
+    drawn = []
+    for share, batch in ((Share(0, 2), 2), (Share(1, 2), 2), (Share(0, 1), 4)):
+        made = training(dataclasses.replace(ALL, again=0.0, batch=batch))
+        made.share, keys, one = share, list[Any](), made._task
+
+        def follow(*key: Any, keys: list[Any] = keys, one: Any = one) -> Any:
+            keys.append(key)
+            return one(*key)
+
+        made._task = follow  # type: ignore[method-assign]
+        made.batch_loss()
+        drawn.append(keys)
+    assert [drawn[0][0], drawn[1][0], drawn[0][1], drawn[1][1]] == drawn[2]
+    assert len(set(drawn[2])) > 1
 
 
 def test_a_star_seen_again_does_not_become_another() -> None:
