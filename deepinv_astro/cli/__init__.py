@@ -12,8 +12,9 @@ from deepinv_astro.cli.calibrate import calibrate
 from deepinv_astro.cli.demo import demo
 from deepinv_astro.cli.inspect import inspect
 from deepinv_astro.cli.reconstruct import reconstruct
+from deepinv_astro.cli.restore import restore
 from deepinv_astro.cli.simulate import simulate
-from deepinv_astro.cli.train import restore, train
+from deepinv_astro.cli.train import train
 
 app = typer.Typer(
     name="deepinv-astro",

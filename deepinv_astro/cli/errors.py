@@ -49,7 +49,7 @@ def one_clear_line() -> Iterator[None]:
     """Turn errors of the input, of files and interruptions into one line and an exit code."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         logger.debug("the input was refused", exc_info=True)
         typer.echo(f"Error: {as_options(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(BAD_INPUT) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import zlib
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deepinv_astro.cli.errors import INTERRUPTED
+from deepinv_astro.cli.train_images import check_settings
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -63,7 +63,7 @@ def train_survey(
         "survey": _stars(stars), "seed": seed, "recipe": dataclasses.asdict(recipe)
     }  # fmt: skip
     if resume:
-        _check_settings(folder / REPORT, settings)
+        check_settings(folder / REPORT, settings)
     elif first and (folder / TASKS).exists():
         shutil.rmtree(folder / TASKS)
     with _processes(device) as (rank, place):
@@ -125,19 +125,6 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise FileExistsError(
             f"{folder / TASKS} exists: go on with `resume=True`, begin anew with `overwrite=True`, or "
             "choose another `output`"
-        )
-
-
-def _check_settings(report: Path, settings: dict[str, Any]) -> None:
-    """Tasks on disk are those of the same stars and seed."""
-    from deepinv_astro.io.strict_json import to_json
-
-    before, now = json.loads(report.read_text(encoding="utf-8")), json.loads(to_json(settings))
-    changed = [k for k in now if before.get(k) != now[k]]
-    if changed:
-        raise ValueError(
-            f"`resume`: {report.parent} was begun with another {', '.join(changed)}; pass the same, or "
-            "train in another folder with `output`"
         )
 
 

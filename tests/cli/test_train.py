@@ -169,7 +169,9 @@ def test_super_resolution_says_that_its_noise_is_uncertain(
 ) -> None:
     seen: list[Restoration] = []
     monkeypatch.setattr(
-        importlib.import_module("deepinv_astro.cli.train"), "_run", lambda _, r, *a: seen.append(r)
+        importlib.import_module("deepinv_astro.cli.train_images"),
+        "_run",
+        lambda _, r, *a: seen.append(r),
     )
     options = ("--images", folder, "--task", "sr", "--psf", 0, "--crop", 12, "-o", tmp_path / "o")
     result = run("train", *options)
@@ -195,7 +197,8 @@ def test_training_runs_on_the_device_that_was_asked_for(
 ) -> None:
     """Whatever torch has: here its device without data stands for a GPU."""
     reconstruct, train = (
-        importlib.import_module(f"deepinv_astro.cli.{name}") for name in ("reconstruct", "train")
+        importlib.import_module(f"deepinv_astro.cli.{name}")
+        for name in ("reconstruct", "train_images")
     )
     monkeypatch.setattr(reconstruct, "check_device", lambda name: None)
     seen = {}
@@ -262,3 +265,14 @@ def test_a_killed_command_goes_on_to_the_same_end(folder: Path, tmp_path: Path) 
     assert run(*options, "-o", killed, "--resume").exit_code == 0
     one, two = weights_of(whole), weights_of(killed)
     assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)
+
+
+def test_a_loss_that_is_not_finite_is_told_in_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*arguments: object) -> None:
+        raise FloatingPointError("the loss of step 3 is nan: lower `learning_rate`")
+
+    monkeypatch.setattr("deepinv_astro.training.Training.run", diverge)
+    options = ("--images", folder, "--psf", FWHM, "-o", tmp_path / "o", *SHORT)
+    assert "the loss of step 3 is nan" in error_of("train", *options)
