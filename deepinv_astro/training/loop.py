@@ -245,7 +245,8 @@ class Loop(ABC):
         value = float(self.share.sum(loss.detach().clone())) / self.share.world
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss of step {self.step} is {value}: lower `learning_rate`"
+                f"the loss of step {self.step} is {value}: look for extreme values in the "
+                "data, or lower the recipe's learning rate"
             )
         loss.backward()
         self._average_gradients()
