@@ -33,7 +33,8 @@ class NormalEquations:
     :param torch.Tensor scale: :math:`\sigma > 0`, broadcast to ``(B, C, H, W)``.
     :param torch.Tensor start: image :math:`x_0`, ``(B, C, H, W)``.
     :param torch.Tensor largest: :meth:`largest_eigenvalue`, where it is known already.
-    :param Callable unseen: projection of images on what the data say nothing of, if that is known.
+    :param Callable complete: from an image and :math:`x_0` to the image whose part that the data say nothing
+        of is chosen, if that part is known.
 
     |sep|
 
@@ -54,7 +55,7 @@ class NormalEquations:
     scale: Tensor
     start: Tensor
     largest: Tensor | None = None
-    unseen: Callable[[Tensor], Tensor] | None = None
+    complete: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
     def stack(cls, parts: Sequence[NormalEquations]) -> NormalEquations:
@@ -69,23 +70,23 @@ class NormalEquations:
             own = zip(parts, x.split(counts), strict=True)
             return torch.cat([part.normal(images) for part, images in own])
 
-        def unseen(x: Tensor) -> Tensor:
+        def complete(x: Tensor, _: Tensor) -> Tensor:
             own = zip(parts, x.split(counts), strict=True)
-            return torch.cat([part.unseen_part(images) for part, images in own])
+            return torch.cat([part.completed(images) for part, images in own])
 
         back, start = (torch.cat([getattr(p, n) for p in parts]) for n in ("back", "start"))
         scale = torch.cat([part.scale.expand_as(part.start) for part in parts])
         largest = torch.cat([part.largest_eigenvalue() for part in parts])
-        return cls(normal, back, scale, start, largest, unseen)
+        return cls(normal, back, scale, start, largest, complete)
 
-    def unseen_part(self, x: Tensor) -> Tensor:
+    def completed(self, x: Tensor) -> Tensor:
         """
-        The part of an image that the data say nothing of, as far as that is known.
+        Image whose part that the data say nothing of is chosen, as far as that is known.
 
         :param torch.Tensor x: images ``(B, C, H, W)``.
-        :return: (:class:`torch.Tensor`) of the same shape; zero if it is not known.
+        :return: (:class:`torch.Tensor`) of the same shape; the same images if nothing is known.
         """
-        return torch.zeros_like(x) if self.unseen is None else self.unseen(x)
+        return x if self.complete is None else self.complete(x, self.start)
 
     def gradient(self, u: Tensor) -> Tensor:
         r"""Gradient of the cost in units of noise, :math:`\sigma (N \sigma u - b)`.

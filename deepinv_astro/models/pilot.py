@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from deepinv_astro.metric.disk import remove_invisible
+from deepinv_astro.models.invariant import LeastInvariantPart
 from deepinv_astro.models.normal_equations import NormalEquations
 from deepinv_astro.optim.marginal import Marginal, MarginalResult
 from deepinv_astro.optim.projected import minimize_projected
@@ -112,36 +112,8 @@ def _equations(found: MarginalResult, y: Tensor, physics: ADI) -> NormalEquation
         back,
         1 / found.gradient_noise,
         found.image,
-        unseen=InvariantPart.of(physics),
+        complete=LeastInvariantPart.of(physics),
     )
-
-
-@dataclass(frozen=True)
-class InvariantPart:
-    r"""Projection of images on those that do not change when they are turned about the star.
-
-    What ADI does not see, whatever the rotation; the complement of
-    :func:`~deepinv_astro.metric.remove_invisible`.
-
-    :param tuple center: row and column of the star.
-    """
-
-    center: tuple[float, float]
-
-    @classmethod
-    def of(cls, physics: ADI) -> InvariantPart:
-        """
-        That of an operator.
-
-        :param ADI physics: gives the star.
-        :return: (:class:`InvariantPart`)
-        """
-        row, column = physics.sky_center.tolist()
-        return cls((row, column))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Project images ``(..., H, W)``."""
-        return x - remove_invisible(x, self.center)
 
 
 @dataclass(frozen=True)

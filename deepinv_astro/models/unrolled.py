@@ -34,17 +34,19 @@ class UnrolledADI(Reconstructor):
 
     .. math::
 
-        \mathrm{prox}_k(v) = v + q \sigma\, n_k\!\left( \frac{v}{q \sigma},
+        \mathrm{prox}_k(v) = v + \sigma\, n_k\!\left( \frac{v}{q \sigma},
         \frac{x_0}{q \sigma}, \frac1q \right), \qquad
         q = \sqrt{1 + \overline{(x_0 / \sigma)^2}} ,
 
     the image in units of :math:`q` times its noise, and the level :math:`1 / q` of the noise in these
-    units. Where the pilot is homogeneous, so is the network: :math:`f(a y) = a f(y)` for
-    :math:`a > 0`. It takes any number of frames, any angles, PSF and image size; each wavelength
-    is an image of its own to :math:`n_k`.
+    units. Corrections come in units of the noise: of a disk that is brighter than those of the training
+    they change no more than the noise could have changed. Where the pilot is homogeneous, so is the network:
+    :math:`f(a y) = a f(y)` for :math:`a > 0`. It takes any number of frames, any angles, PSF and image
+    size; each wavelength is an image of its own to :math:`n_k`.
 
-    What the data say nothing of, for ADI the part that is invariant by rotation about the star, is that of
-    :math:`x_0` in the end: no loss without ground truth tests it, and training would change it at random.
+    What the data say nothing of, for ADI the part that is invariant by rotation about the star, is not left
+    to the networks: no loss without ground truth tests it, and training would change it at random. The
+    equations choose it in the end (:class:`~deepinv_astro.models.invariant.LeastInvariantPart`).
 
     No gradient flows through :math:`x_0`, :math:`W` and :math:`\sigma`. Where they are used again,
     :meth:`prepare` them once and :meth:`refine` them in each step of a training.
@@ -124,8 +126,8 @@ class UnrolledADI(Reconstructor):
             v = u - log_step.exp() * unit * equations.gradient(u)
             with torch.autocast(v.device.type, self.precision, self.precision is not None):
                 moved = correction(net, v, first, q)
-            u = v + q * moved.to(v.dtype)
-        x = _kept(equations.scale * u, equations)
+            u = v + moved.to(v.dtype)
+        x = equations.completed(equations.scale * u)
         return x.clamp_min(0) if self.positive and not self.training else x
 
 
@@ -134,7 +136,7 @@ class PilotCorrection(Reconstructor):
 
     .. math::
 
-        f(y) = x_0 + q \sigma\, n\!\left( \frac{x_0}{q \sigma}, \frac{x_0}{q \sigma}, \frac1q \right)
+        f(y) = x_0 + \sigma\, n\!\left( \frac{x_0}{q \sigma}, \frac{x_0}{q \sigma}, \frac1q \right)
 
     with the notation of :class:`UnrolledADI`: the baseline of it, as
     :class:`deepinv.models.ArtifactRemoval` is with :math:`x_0 = A^\dagger y`.
@@ -193,13 +195,13 @@ class PilotCorrection(Reconstructor):
         """
         first = equations.start / equations.scale
         q = _level(first)
-        x = equations.scale * (first + q * correction(self.net, first, first, q))
-        x = _kept(x, equations)
+        x = equations.scale * (first + correction(self.net, first, first, q))
+        x = equations.completed(x)
         return x.clamp_min(0) if self.positive and not self.training else x
 
 
 class DenoiserCorrection(nn.Module):
-    r"""A denoiser :math:`D` of deepinv as a proximal network, :math:`n(v, x_0, s) = D(v, s) - v`.
+    r"""A denoiser :math:`D` of deepinv as a proximal network, :math:`n(v, x_0, s) = (D(v, s) - v) / s`.
 
     With it :class:`deepinv.models.DRUNet` and others take the place of :class:`SmallUNet`. Images
     come in units of :math:`q \sigma`, of standard deviation about 1, and :math:`s = 1 / q`.
@@ -215,8 +217,8 @@ class DenoiserCorrection(nn.Module):
         >>> from deepinv_astro.models import DenoiserCorrection
         >>> shrink = DenoiserCorrection(lambda v, sigma: v / (1 + sigma.view(-1, 1, 1, 1) ** 2))
         >>> features = torch.tensor([6.0, 4.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-        >>> shrink(features)[0, 0, 0]  # 6 / 5 - 6
-        tensor([-4.8000, -4.8000])
+        >>> shrink(features)[0, 0, 0]  # (6 / 5 - 6) / 2
+        tensor([-2.4000, -2.4000])
     """
 
     def __init__(self, denoiser: nn.Module):
@@ -227,7 +229,7 @@ class DenoiserCorrection(nn.Module):
         """Correction of the first of the features, ``(B, 3, H, W)`` to ``(B, 1, H, W)``."""
         v, level = features[:, :1], features[:, 2, 0, 0]
         out: Tensor = self.denoiser(v, level)
-        return out - v
+        return (out - v) / level.view(-1, 1, 1, 1)
 
 
 class SmallUNet(nn.Module):
@@ -280,16 +282,11 @@ class SmallUNet(nn.Module):
 
 
 def correction(net: nn.Module, v: Tensor, first: Tensor, q: Tensor) -> Tensor:
-    """The network's correction of images ``(B, C, H, W)`` in units of ``q``, channel by channel."""
+    """The network's correction of images ``(B, C, H, W)`` in units of noise, channel by channel."""
     level = (1 / q).expand_as(v)
     features = torch.stack([v / q, (first / q).expand_as(v), level], 2).flatten(0, 1)
     out: Tensor = net(features)
     return out.view_as(v)
-
-
-def _kept(x: Tensor, equations: NormalEquations) -> Tensor:
-    """Image whose part that no data test is that of the first image."""
-    return x - equations.unseen_part(x - equations.start)
 
 
 def _level(u: Tensor) -> Tensor:

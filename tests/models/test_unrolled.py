@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
 from deepinv_astro.loss import without_temporal_mean
-from deepinv_astro.metric import remove_invisible
 from deepinv_astro.models import (
     DenoiserCorrection,
     MarginalPilot,
@@ -21,6 +21,7 @@ from deepinv_astro.models import (
     WhitePilot,
     temporal_level,
 )
+from deepinv_astro.models.invariant import LeastInvariantPart
 from deepinv_astro.optim import Marginal
 from deepinv_astro.optim.temporal import TemporalModel
 from deepinv_astro.physics import ADI
@@ -280,22 +281,39 @@ def test_proximal_network_sees_image_start_and_noise(rng: torch.Generator) -> No
     q = (1 + first.square().mean((-2, -1), keepdim=True)).sqrt()
     v = first - equations.gradient(first) / equations.largest_eigenvalue()
     torch.testing.assert_close(seen[0], torch.cat([v / q, first / q, (1 / q).expand_as(v)], 1))
-    torch.testing.assert_close(x, equations.scale * (v + 0.5 * first))
+    torch.testing.assert_close(x, equations.scale * (v + 0.5 * first / q))
 
 
 @pytest.mark.parametrize("kind", [UnrolledADI, PilotCorrection])
-def test_what_no_data_test_is_that_of_the_first_image(kind: type, rng: torch.Generator) -> None:
+def test_what_no_data_test_is_chosen_by_the_equations(kind: type, rng: torch.Generator) -> None:
     """The part that is invariant by rotation about the star, wherever the star is."""
     y, plain = problem(rng)
     physics = ADI(
         (1, H, W), plain.angles, plain.filter[0, 0, 0], sky_center=(5.0, 6.5), dtype=torch.float64
     )
     model = trained(kind(MarginalPilot(FAST)), rng).train()  # not cut at 0
-    start, found = FAST(y, physics), model(y, physics).detach()
-    change = found - start
-    assert float(change.norm()) > 0.01 * float(start.norm())
-    torch.testing.assert_close(remove_invisible(change, (5.0, 6.5)), change, atol=1e-9, rtol=0)
-    assert not torch.allclose(remove_invisible(change), change, atol=1e-4)
+    equations = model.prepare(y, physics)
+    found = model.refine(equations).detach()
+    free = model.refine(replace(equations, complete=None)).detach()
+    least = LeastInvariantPart((5.0, 6.5))
+    assert float((free - equations.start).norm()) > 0.01 * float(equations.start.norm())
+    torch.testing.assert_close(found, least(free, equations.start))
+    assert not torch.allclose(found, free, atol=1e-4)
+
+
+def test_corrections_of_bright_images_are_no_larger(rng: torch.Generator) -> None:
+    """A network of bounded values changes images by so many times the noise, however bright they are."""
+    start = 1e4 * torch.rand(1, 1, 8, 9, generator=rng, dtype=torch.float64)
+    sigma = torch.tensor(0.5, dtype=torch.float64)
+    equations = NormalEquations(lambda x: 0 * x, 0 * start, sigma, start)
+
+    class Bounded(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return torch.tanh(features[:, :1])
+
+    for model in (UnrolledADI(WHITE, [Bounded()]), PilotCorrection(WHITE, Bounded())):
+        change = (model.double().refine(equations) - start).detach().abs().max()
+        assert 0.1 < float(change) <= 0.5
 
 
 def test_shared_network_and_number_of_weights() -> None:
@@ -391,7 +409,8 @@ def test_denoiser_takes_level_and_image(rng: torch.Generator) -> None:
     equations = model.prepare(y, physics)
     first = equations.start / equations.scale
     q = (1 + first.square().mean((-2, -1), keepdim=True)).sqrt()
-    torch.testing.assert_close(model(y, physics), equations.scale * first / q)
+    expected = first + q * (first / q**2 - first / q)
+    torch.testing.assert_close(model(y, physics), equations.scale * expected)
 
 
 def test_errors_name_the_remedy(rng: torch.Generator) -> None:
