@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,6 +114,33 @@ StarApertureOption = Annotated[
         metavar="FLUX,DIAMETER",
         help="The star's flux in an aperture of that many pixels across, such as 764939.6,4.8.",
         rich_help_panel=_STAR,
+    ),
+]
+
+
+class Logger(str, Enum):
+    """Services that show a training while it goes on."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+    def check(self) -> None:
+        """
+        See that it is installed, without the time to load it.
+
+        :raises ValueError: if not.
+        """
+        if importlib.util.find_spec(self.value) is None:
+            raise ValueError(f"`logger={self.value}` is not installed: pip install {self.value}")
+
+
+LoggerOption = Annotated[
+    Logger | None,
+    typer.Option(
+        "--logger",
+        metavar="SERVICE",
+        help="Show the training in tensorboard, wandb or mlflow as well, if you have installed it.",
     ),
 ]
 

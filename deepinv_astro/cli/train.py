@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deepinv_astro.cli.errors import one_clear_line
+from deepinv_astro.cli.options import LoggerOption
 from deepinv_astro.cli.train_images import Images, Task, train_images
 
 
@@ -119,6 +120,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Steps between checkpoints. Default: 100; surveys 50."),
     ] = None,
+    logger: LoggerOption = None,
     device: Annotated[
         str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
     ] = "auto",
@@ -136,6 +138,8 @@ def train(
         }
         of_survey = {"survey": survey, "part": part, "draws": draws, "precision": precision}
         _one_kind(of_images, of_survey)
+        if logger is not None:
+            logger.check()
         pace = {"steps": steps, "batch": batch, "validate_every": validate_every}
         if survey is not None:
             from deepinv_astro.cli.train_survey import recipe_of, train_survey
@@ -151,13 +155,16 @@ def train(
                 device=_device(device),
                 resume=resume,
                 overwrite=overwrite,
+                logger=logger and logger.value,
             )
             return
         assert images is not None  # noqa: S101
         assert psf is not None  # noqa: S101
         given = Images(images, psf, task or Task.DEBLUR, factor, noise or "auto", crop)
         folder = output or Path(f"{images.resolve().name}_{given.task.value}")
-        train_images(given, folder, pace, _device(device), seed, resume, overwrite)
+        train_images(
+            given, folder, pace, _device(device), seed, resume, overwrite, logger and logger.value
+        )
 
 
 def _one_kind(of_images: dict[str, Any], of_survey: dict[str, Any]) -> None:

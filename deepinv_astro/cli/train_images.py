@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +55,7 @@ def train_images(
     seed: int,
     resume: bool,
     overwrite: bool,
+    logger: str | None = None,
 ) -> None:
     """
     Train on the images of a folder and write weights, a log, a picture and a report.
@@ -66,6 +67,7 @@ def train_images(
     :param int seed: of all that is random.
     :param bool resume: go on with a training that was interrupted.
     :param bool overwrite: replace results that exist.
+    :param logger: service that shows the training as well.
     """
     from deepinv_astro.io.images import image_files
 
@@ -77,6 +79,7 @@ def train_images(
 
     from deepinv_astro.datasets.images import ImageFolder, held_out
     from deepinv_astro.training import Recipe, Restoration, noise_level
+    from deepinv_astro.training.trackers import tracked
 
     files = ImageFolder(given.folder)
     everything = [files[i] for i in range(len(files))]
@@ -108,7 +111,9 @@ def train_images(
             folder / REPORT, settings, free=("recipe",)
         )  # its number of steps may change
         _continue(training, folder / CHECKPOINT)
-    _run(training, restoration, held[0], folder, settings)
+    facts = {k: settings[k] for k in ("task", "psf", "noise", "factor", "seed")}
+    with tracked(logger, folder, {**facts, **dataclasses.asdict(recipe)}, resume=resume) as show:
+        _run(training, restoration, held[0], folder, settings, show)
 
 
 def check_settings(report: Path, settings: dict[str, Any], free: Collection[str] = ()) -> None:
@@ -256,6 +261,7 @@ def _run(
     shown: Tensor,
     folder: Path,
     settings: dict[str, Any],
+    show: Callable[..., None],
 ) -> None:
     import copy
 
@@ -274,6 +280,10 @@ def _run(
             draw_restoration(best, shown, now.history).savefig(temporary, dpi=100)
         report({"steps": now.step})
 
+    def log_and_show(now: Training) -> None:
+        log(now)
+        show(now, folder / PICTURE)
+
     def report(found: dict[str, Any]) -> None:
         with atomic_path(folder / REPORT, overwrite=True) as temporary:
             text = to_json({**settings, **found}, indent=2)
@@ -283,7 +293,7 @@ def _run(
         with Stages() as stages:
             advance = stages.begin("training", training.recipe.steps)
             advance(training.step)
-            training.run(folder / CHECKPOINT, advance, log)
+            training.run(folder / CHECKPOINT, advance, log_and_show)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on with --resume.", err=True)
         raise typer.Exit(INTERRUPTED) from None

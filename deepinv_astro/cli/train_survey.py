@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ def train_survey(
     device: str,
     resume: bool,
     overwrite: bool,
+    logger: str | None = None,
 ) -> None:
     """
     Train on the sequences of a folder and write weights, a log, a picture and a report.
@@ -51,8 +52,10 @@ def train_survey(
     :param device: of torch.
     :param resume: go on with a training that was interrupted.
     :param overwrite: replace results that exist.
+    :param logger: service that shows the training as well.
     """
     from deepinv_astro.datasets import SequenceFolder
+    from deepinv_astro.training.trackers import tracked
 
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -68,7 +71,9 @@ def train_survey(
         shutil.rmtree(folder / TASKS)
     with _processes(device) as (rank, place):
         training = _training(stars, folder, recipe, seed, place, rank)
-        _run(training, folder, settings, resume, rank)
+        facts = {"seed": seed, **dataclasses.asdict(recipe)}
+        with tracked(None if rank else logger, folder, facts, resume=resume) as show:
+            _run(training, folder, settings, resume, rank, show)
 
 
 def recipe_of(parts: list[str], **given: Any) -> SurveyRecipe:
@@ -177,13 +182,22 @@ def _parts(stars: Any, seed: int) -> tuple[Subset[Any], Subset[Any]]:
 
 
 def _run(
-    training: SurveyTraining, folder: Path, settings: dict[str, Any], resume: bool, rank: int
+    training: SurveyTraining,
+    folder: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    rank: int,
+    show: Callable[..., None],
 ) -> None:
     import torch
     from rich.console import Console
 
     from deepinv_astro.cli.progress import Stages
     from deepinv_astro.io import write_json
+
+    def log_and_show(now: SurveyTraining) -> None:
+        _log(now, folder, settings)
+        show(now, folder / PICTURE)
 
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
@@ -197,7 +211,7 @@ def _run(
                 training.load_state_dict(state)
             advance = stages.begin("training", training.recipe.steps)
             advance(training.step)
-            training.run(folder / CHECKPOINT, advance, lambda now: _log(now, folder, settings))
+            training.run(folder / CHECKPOINT, advance, log_and_show)
     except KeyboardInterrupt:
         if rank == 0:
             typer.echo("Interrupted. The same command goes on with --resume.", err=True)
