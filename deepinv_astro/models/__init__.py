@@ -12,6 +12,7 @@ from deepinv_astro.models.pilot import MarginalPilot, WhitePilot, temporal_level
 from deepinv_astro.models.unrolled import (
     DenoiserCorrection,
     PilotCorrection,
+    PilotNetwork,
     SmallUNet,
     UnrolledADI,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "MedianADI",
     "NormalEquations",
     "PilotCorrection",
+    "PilotNetwork",
     "SmallUNet",
     "UnrolledADI",
     "WeightsFile",

@@ -3,6 +3,7 @@ r"""Networks that look at the data in every step, and one that looks at them onc
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -18,7 +19,90 @@ from deepinv_astro.models.pilot import MarginalPilot, Pilot
 FEATURES = 3
 
 
-class UnrolledADI(Reconstructor):
+class PilotNetwork(Reconstructor, ABC):
+    r"""Networks that start from the equations of a pilot, whose image they correct.
+
+    No gradient flows through what the pilot made. Where it is used again, :meth:`prepare` it once and
+    :meth:`refine` it in each step of a training.
+
+    :param Callable pilot: makes the equations: :class:`MarginalPilot` (default),
+        :class:`WhitePilot`.
+    :param bool positive: whether the result is cut at 0, outside of training: there a pixel below
+        0 would have no gradient to come back by, and a whole image has been seen to stay dark.
+    :param torch.dtype precision: of the convolutions of the networks by autocast, such as
+        ``torch.bfloat16``; operators and metrics keep theirs. Default: that of the weights.
+    """
+
+    def __init__(
+        self,
+        pilot: Pilot | None = None,
+        *,
+        positive: bool = True,
+        precision: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.pilot = MarginalPilot() if pilot is None else pilot
+        self.positive, self.precision = positive, precision
+
+    def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
+        r"""Reconstruct.
+
+        :param torch.Tensor y: sequences ``(B, C, T, h, w)``, or what the pilot takes.
+        :param deepinv.physics.LinearPhysics physics: their operator.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
+        """
+        return self.refine(self.prepare(y, physics))
+
+    def prepare(self, y: Tensor, physics: LinearPhysics) -> NormalEquations:
+        r"""What does not depend on the weights.
+
+        :param torch.Tensor y: as in :meth:`forward`.
+        :param deepinv.physics.LinearPhysics physics: their operator. It is used by the equations as
+            long as they are: give a copy if it will be updated.
+        :return: (:class:`NormalEquations`)
+        """
+        return self.pilot(y, physics)
+
+    def refine(self, equations: NormalEquations) -> Tensor:
+        r"""The part that the weights make.
+
+        :param NormalEquations equations: of a pilot.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
+        """
+        first = equations.start / equations.scale
+        x = equations.completed(equations.scale * self.corrected(first, equations))
+        return x.clamp_min(0) if self.positive and not self.training else x
+
+    @abstractmethod
+    def corrected(self, first: Tensor, equations: NormalEquations) -> Tensor:
+        r"""The image in units of its noise, from the first one.
+
+        :param torch.Tensor first: :math:`x_0 / \sigma`, ``(B, C, H, W)``.
+        :param NormalEquations equations: of a pilot.
+        :return: (:class:`torch.Tensor`) of the same shape.
+        """
+
+    def correction(self, net: nn.Module, v: Tensor, first: Tensor) -> Tensor:
+        r"""What a network adds to an image, channel by channel.
+
+        .. math::
+
+            n\!\left( \frac{v}{q}, \frac{x_0}{q \sigma}, \frac1q \right), \qquad
+            q = \sqrt{1 + \overline{(x_0 / \sigma)^2}} .
+
+        :param torch.nn.Module net: :math:`n`, from ``(B, 3, H, W)`` to ``(B, 1, H, W)``.
+        :param torch.Tensor v: image in units of its noise, ``(B, C, H, W)``.
+        :param torch.Tensor first: :math:`x_0 / \sigma`, of the same shape.
+        :return: (:class:`torch.Tensor`) of the same shape.
+        """
+        q = (1 + first.square().mean((-2, -1), keepdim=True)).sqrt()
+        features = torch.stack([v / q, first / q, (1 / q).expand_as(v)], 2).flatten(0, 1)
+        with torch.autocast(v.device.type, self.precision, self.precision is not None):
+            out: Tensor = net(features)
+        return out.to(v.dtype).view_as(v)
+
+
+class UnrolledADI(PilotNetwork):
     r"""Proximal unrolled network for sequences with speckles, or any linear operator.
 
     From the first image :math:`x_0` and the metric :math:`W` of a pilot,
@@ -47,9 +131,6 @@ class UnrolledADI(Reconstructor):
     What the data say nothing of, for ADI the part that is invariant by rotation about the star, is not left
     to the networks: no loss without ground truth tests it, and training would change it at random. The
     equations choose it in the end (:class:`~deepinv_astro.models.invariant.LeastInvariantPart`).
-
-    No gradient flows through :math:`x_0`, :math:`W` and :math:`\sigma`. Where they are used again,
-    :meth:`prepare` them once and :meth:`refine` them in each step of a training.
 
     :param Callable pilot: makes the equations: :class:`MarginalPilot` (default),
         :class:`WhitePilot`.
@@ -85,53 +166,22 @@ class UnrolledADI(Reconstructor):
         positive: bool = True,
         precision: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.pilot = MarginalPilot() if pilot is None else pilot
-        self.precision = precision
+        super().__init__(pilot, positive=positive, precision=precision)
         self.prox = nn.ModuleList([SmallUNet() for _ in range(4)] if prox is None else prox)
         if not len(self.prox):
             raise ValueError("`prox` is empty: give one network for each step")
-        self.positive = positive
         self.log_steps = nn.Parameter(torch.zeros(len(self.prox)))
 
-    def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
-        r"""Reconstruct.
-
-        :param torch.Tensor y: sequences ``(B, C, T, h, w)``, or what the pilot takes.
-        :param deepinv.physics.LinearPhysics physics: their operator.
-        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
-        """
-        return self.refine(self.prepare(y, physics))
-
-    def prepare(self, y: Tensor, physics: LinearPhysics) -> NormalEquations:
-        r"""What does not depend on the weights.
-
-        :param torch.Tensor y: as in :meth:`forward`.
-        :param deepinv.physics.LinearPhysics physics: their operator. It is used by the equations as
-            long as they are: give a copy if it will be updated.
-        :return: (:class:`NormalEquations`)
-        """
-        return self.pilot(y, physics)
-
-    def refine(self, equations: NormalEquations) -> Tensor:
-        r"""The steps of the network.
-
-        :param NormalEquations equations: of a pilot.
-        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
-        """
-        first = equations.start / equations.scale
-        q, unit = _level(first), 1 / equations.largest_eigenvalue()
-        u = first
+    def corrected(self, first: Tensor, equations: NormalEquations) -> Tensor:
+        """Steps to the data, each followed by a network; see :meth:`PilotNetwork.corrected`."""
+        u, unit = first, 1 / equations.largest_eigenvalue()
         for log_step, net in zip(self.log_steps, self.prox, strict=True):
             v = u - log_step.exp() * unit * equations.gradient(u)
-            with torch.autocast(v.device.type, self.precision, self.precision is not None):
-                moved = correction(net, v, first, q)
-            u = v + moved.to(v.dtype)
-        x = equations.completed(equations.scale * u)
-        return x.clamp_min(0) if self.positive and not self.training else x
+            u = v + self.correction(net, v, first)
+        return u
 
 
-class PilotCorrection(Reconstructor):
+class PilotCorrection(PilotNetwork):
     r"""Artifact removal: a network that corrects the image of a pilot, and does not see the data again.
 
     .. math::
@@ -144,8 +194,8 @@ class PilotCorrection(Reconstructor):
     :param Callable pilot: gives :math:`x_0` and :math:`\sigma`. Default: :class:`MarginalPilot`.
     :param torch.nn.Module net: :math:`n`, from ``(B, 3, H, W)`` to ``(B, 1, H, W)``:
         :class:`SmallUNet` (default), or :class:`DenoiserCorrection` of a denoiser.
-    :param bool positive: whether the result is cut at 0, outside of training: there a pixel below
-        0 would have no gradient to come back by, and a whole image has been seen to stay dark.
+    :param bool positive: as for :class:`UnrolledADI`.
+    :param torch.dtype precision: as for :class:`UnrolledADI`.
 
     |sep|
 
@@ -162,42 +212,19 @@ class PilotCorrection(Reconstructor):
     """
 
     def __init__(
-        self, pilot: Pilot | None = None, net: nn.Module | None = None, *, positive: bool = True
+        self,
+        pilot: Pilot | None = None,
+        net: nn.Module | None = None,
+        *,
+        positive: bool = True,
+        precision: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.pilot = MarginalPilot() if pilot is None else pilot
+        super().__init__(pilot, positive=positive, precision=precision)
         self.net = SmallUNet(32) if net is None else net
-        self.positive = positive
 
-    def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
-        r"""Reconstruct.
-
-        :param torch.Tensor y: measurements.
-        :param deepinv.physics.LinearPhysics physics: their operator.
-        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
-        """
-        return self.refine(self.prepare(y, physics))
-
-    def prepare(self, y: Tensor, physics: LinearPhysics) -> NormalEquations:
-        r"""What does not depend on the weights; see :meth:`UnrolledADI.prepare`.
-
-        :param torch.Tensor y: measurements.
-        :param deepinv.physics.LinearPhysics physics: their operator.
-        :return: (:class:`NormalEquations`)
-        """
-        return self.pilot(y, physics)
-
-    def refine(self, equations: NormalEquations) -> Tensor:
-        r"""Correct the first image.
-
-        :param NormalEquations equations: of a pilot.
-        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
-        """
-        first = equations.start / equations.scale
-        q = _level(first)
-        x = equations.scale * (first + correction(self.net, first, first, q))
-        x = equations.completed(x)
-        return x.clamp_min(0) if self.positive and not self.training else x
+    def corrected(self, first: Tensor, equations: NormalEquations) -> Tensor:
+        """One correction; see :meth:`PilotNetwork.corrected`."""
+        return first + self.correction(self.net, first, first)
 
 
 class DenoiserCorrection(nn.Module):
@@ -279,19 +306,6 @@ class SmallUNet(nn.Module):
         middle = self.up_middle(torch.cat([middle, _doubled(coarse)], 1))
         out: Tensor = self.last(self.up_fine(torch.cat([fine, _doubled(middle)], 1)))
         return out[..., :height, :width]
-
-
-def correction(net: nn.Module, v: Tensor, first: Tensor, q: Tensor) -> Tensor:
-    """The network's correction of images ``(B, C, H, W)`` in units of noise, channel by channel."""
-    level = (1 / q).expand_as(v)
-    features = torch.stack([v / q, (first / q).expand_as(v), level], 2).flatten(0, 1)
-    out: Tensor = net(features)
-    return out.view_as(v)
-
-
-def _level(u: Tensor) -> Tensor:
-    """:math:`q` of each image and wavelength, ``(B, C, 1, 1)``."""
-    return (1 + u.square().mean((-2, -1), keepdim=True)).sqrt()
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

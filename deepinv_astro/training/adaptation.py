@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepinv_astro.loss.frame_splitting import frame_subset
-from deepinv_astro.models import MarginalPilot, NormalEquations, UnrolledADI
+from deepinv_astro.models import MarginalPilot, NormalEquations, PilotNetwork
 from deepinv_astro.optim.temporal import LEAST_ROTATION
 from deepinv_astro.physics import ADI
 from deepinv_astro.training.tasks import Part, values
@@ -43,7 +43,7 @@ class Adaptation:
     """
     What :func:`adapt` made.
 
-    :param UnrolledADI model: network with the weights of the chosen step, in ``eval`` mode; the weights
+    :param PilotNetwork model: network with the weights of the chosen step, in ``eval`` mode; the weights
         given if that is 0.
     :param torch.Tensor image: ``(1, C, H, W)``: of this network where the data see it, zero-shot
         elsewhere.
@@ -53,7 +53,7 @@ class Adaptation:
     :param float after: risk at the chosen step, never above ``before``.
     """
 
-    model: UnrolledADI
+    model: PilotNetwork
     image: Tensor
     history: tuple[AdaptationStep, ...]
     chosen: int
@@ -62,7 +62,7 @@ class Adaptation:
 
 
 def adapt(
-    model: UnrolledADI,
+    model: PilotNetwork,
     y: Tensor,
     physics: ADI,
     *,
@@ -104,7 +104,7 @@ def adapt(
     The first images and metrics do not depend on the weights and are made once. The model that is
     given stays as it is, whatever happens.
 
-    :param UnrolledADI model: trained, with a :class:`~deepinv_astro.models.MarginalPilot`.
+    :param PilotNetwork model: trained, with a :class:`~deepinv_astro.models.MarginalPilot`.
     :param torch.Tensor y: one sequence ``(1, C, T, h, w)``; NaN where nothing was measured.
     :param ADI physics: its operator.
     :param int steps: most steps; 0 for the zero-shot image and its risk.
@@ -206,7 +206,7 @@ class _Run:
 
     def __init__(
         self,
-        model: UnrolledADI,
+        model: PilotNetwork,
         splits: list[Part],
         whole: NormalEquations,
         judge: NormalEquations | None,
@@ -253,7 +253,7 @@ class _Run:
 
 
 def _runs(
-    model: UnrolledADI,
+    model: PilotNetwork,
     y: Tensor,
     physics: ADI,
     groups: list[Tensor],
@@ -319,7 +319,7 @@ def _line(step: int, zero: list[list[float]], risks: list[float]) -> AdaptationS
 
 
 def _check(
-    model: UnrolledADI,
+    model: PilotNetwork,
     y: Tensor,
     physics: ADI,
     steps: int,

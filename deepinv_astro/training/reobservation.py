@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.datasets.psf_error import PSFError
-from deepinv_astro.models import MarginalPilot, UnrolledADI
+from deepinv_astro.models import MarginalPilot, PilotNetwork
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
 from deepinv_astro.training.tasks import Observation, Part, Task
@@ -72,7 +72,7 @@ class Reobservation(NamedTuple):
 
     def __call__(
         self,
-        model: UnrolledADI,
+        model: PilotNetwork,
         sky: Observation,
         instrument: Observation,
         generator: torch.Generator,
@@ -80,7 +80,7 @@ class Reobservation(NamedTuple):
         r"""
         Observe a star again.
 
-        :param UnrolledADI model: :math:`f`, in the mode it is in.
+        :param PilotNetwork model: :math:`f`, in the mode it is in.
         :param Observation sky: star :math:`i`.
         :param Observation instrument: star :math:`j`, frames of the same size.
         :param torch.Generator generator: source of the transformation and the noise.

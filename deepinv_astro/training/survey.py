@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.io.atomic import atomic_path
-from deepinv_astro.models import MarginalPilot, UnrolledADI
+from deepinv_astro.models import MarginalPilot, PilotNetwork
 from deepinv_astro.training.loop import Loop, Share
 from deepinv_astro.training.packing import pack, unpack
 from deepinv_astro.training.reobservation import Reobservation
@@ -183,7 +183,7 @@ class SurveyTraining(Loop):
     Validation is the risk by frames held out (:func:`splitting`) on stars of their own, whatever the
     recipe: it is unbiased, for the reconstruction from half of the frames.
 
-    :param UnrolledADI model: :math:`f`, with :class:`MarginalPilot`; trained in place.
+    :param PilotNetwork model: :math:`f`, with :class:`MarginalPilot`; trained in place.
     :param Stars train: stars to learn from.
     :param Stars validate: stars held out.
     :param SurveyRecipe recipe: parts and weights.
@@ -211,12 +211,12 @@ class SurveyTraining(Loop):
     """
 
     recipe: SurveyRecipe
-    model: UnrolledADI
-    average: UnrolledADI
+    model: PilotNetwork
+    average: PilotNetwork
 
     def __init__(
         self,
-        model: UnrolledADI,
+        model: PilotNetwork,
         train: Stars,
         validate: Stars,
         recipe: SurveyRecipe,

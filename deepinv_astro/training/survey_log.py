@@ -7,7 +7,7 @@ import math
 import torch
 from matplotlib.figure import Figure
 
-from deepinv_astro.models import UnrolledADI
+from deepinv_astro.models import PilotNetwork
 from deepinv_astro.training.survey import SurveyTraining
 
 __all__ = ["draw_survey_training"]
@@ -24,7 +24,7 @@ def draw_survey_training(training: SurveyTraining, star: int = 0) -> Figure:
     :param int star: number of the star held out.
     :return: (matplotlib.figure.Figure) the figure.
     """
-    model: UnrolledADI = training.result()  # type: ignore[assignment]
+    model: PilotNetwork = training.result()  # type: ignore[assignment]
     equations = training.validate.observation(star).whole
     with torch.no_grad():
         images = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
-from deepinv_astro.models import MarginalPilot, NormalEquations, UnrolledADI
+from deepinv_astro.models import MarginalPilot, NormalEquations, PilotNetwork
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
 
@@ -226,7 +226,7 @@ def truth(seen: Observation) -> Task:
     return (Part(seen.whole, seen.whole.normal, seen.whole.normal(seen.x)),)
 
 
-def values(model: UnrolledADI, tasks: list[Task]) -> Tensor:
+def values(model: PilotNetwork, tasks: list[Task]) -> Tensor:
     r"""Loss of each task, per pixel and in units of the brightness of what was given.
 
     .. math::
@@ -236,7 +236,7 @@ def values(model: UnrolledADI, tasks: list[Task]) -> Tensor:
     An empty image has the value zero, the best one a negative value. Reconstructions of one size are
     computed together.
 
-    :param UnrolledADI model: :math:`f`.
+    :param PilotNetwork model: :math:`f`.
     :param list tasks: problems of any sizes.
     :return: (:class:`torch.Tensor`) a value for each task.
     """
