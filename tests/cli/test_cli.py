@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 import pytest
 import torch
@@ -461,40 +460,3 @@ def test_inspect_beta_pictoris(data_root: Path, tmp_path: Path) -> None:
     assert facts["sign_test"]["as_given"] > 6
     assert facts["sign_test"]["reversed"] < 5
     assert facts["warnings"] == []
-
-
-@pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    result = run("demo", "--out", tmp_path / "demo")
-    assert result.exit_code == 0, result.output
-    text = result.output
-    assert "Truth against result" in text
-    assert "deepinv-astro reconstruct" in text
-    content = json.loads((tmp_path / "demo" / "result" / "report.json").read_text())
-    points = [s for s in content["sources"] if s["kind"] == "point"]
-    assert len(points) == 1
-    assert points[0]["separation_px"] == pytest.approx(18.5, abs=0.5)
-    assert points[0]["position_angle_deg"] == pytest.approx(310, abs=1.5)
-    assert points[0]["contrast"] == pytest.approx(6e-4, rel=0.15)
-    assert (tmp_path / "demo" / "comparison.png").is_file()
-    assert run("demo", "--out", tmp_path / "demo").exit_code == 2
-
-
-def test_demo_files_are_read_as_they_were(tmp_path: Path) -> None:
-    from deepinv_astro.cli.demo import DATA, write_files
-    from deepinv_astro.cli.options import SequenceFiles
-    from deepinv_astro.datasets import Planet, SpeckleModel, simulate_sequence
-
-    model = SpeckleModel(pupil_size=32, exposures=2)
-    simulated = simulate_sequence(
-        torch.linspace(0, 50, 5), img_size=(41, 46), center=(20.3, 23.6), psf_size=21,
-        planets=[Planet(8.0, 90.0, 1e-3)], model=model,
-    ).sequence  # fmt: skip
-    write_files(simulated, tmp_path, overwrite=False)
-    read = SequenceFiles(*(tmp_path / name for name in DATA)).read()
-    assert torch.equal(read.y, simulated.y)
-    assert torch.equal(read.angles, simulated.angles)
-    assert read.center == pytest.approx(simulated.center)
-    assert read.pixel_scale.to_value(u.mas) == pytest.approx(27.19)
-    assert read.unit == u.ct
-    torch.testing.assert_close(read.star_flux, simulated.star_flux, rtol=1e-3, atol=0.0)
