@@ -18,12 +18,13 @@ _NEGATIVE, _HALF_WIDTH = 0.1, 1.5
 
 
 @dataclass(frozen=True)
-class LeastInvariantPart:
-    r"""Images whose part that is invariant by rotation is the least that the rest of them allows.
+class InvariantPart:
+    r"""Images whose part that is invariant by rotation is chosen.
 
     ADI sees :math:`v = x - S x`, with :math:`S` the projection on images that do not change when they
     are turned about the star (:func:`~deepinv_astro.metric.remove_invisible`), and says nothing of
-    :math:`S x`. What is known of it: the sky is not negative. So, at the separation :math:`r`,
+    :math:`S x`. It may be that of a first image, :meth:`of_first`, or the :meth:`least` that the rest
+    allows: the sky is not negative. At the separation :math:`r` that is
 
     .. math::
 
@@ -43,10 +44,10 @@ class LeastInvariantPart:
         A source, and a halo that no rotation shows:
 
         >>> import torch
-        >>> from deepinv_astro.models.invariant import LeastInvariantPart
+        >>> from deepinv_astro.models.invariant import InvariantPart
         >>> source = torch.zeros(1, 1, 11, 12)
         >>> source[0, 0, 5, 9] = 8.0
-        >>> found = LeastInvariantPart((5.0, 6.0))(source - 1, source + 2)
+        >>> found = InvariantPart((5.0, 6.0)).least(source - 1, source + 2)
         >>> bool(found[0, 0, 5, 9] > 7.5), bool(found[0, 0, 5, 3].abs() < 0.5)
         (True, True)
     """
@@ -54,19 +55,29 @@ class LeastInvariantPart:
     center: tuple[float, float]
 
     @classmethod
-    def of(cls, physics: ADI) -> LeastInvariantPart:
+    def of(cls, physics: ADI) -> InvariantPart:
         """
         That of an operator.
 
         :param ADI physics: gives the star.
-        :return: (:class:`LeastInvariantPart`)
+        :return: (:class:`InvariantPart`)
         """
         row, column = physics.sky_center.tolist()
         return cls((row, column))
 
-    def __call__(self, x: Tensor, first: Tensor) -> Tensor:
+    def of_first(self, x: Tensor, first: Tensor) -> Tensor:
+        r"""
+        Images with the invariant part of others, :math:`v + S x_0`.
+
+        :param torch.Tensor x: images ``(..., H, W)``, of which only the rest is used.
+        :param torch.Tensor first: :math:`x_0`, of the same shape.
+        :return: (:class:`torch.Tensor`) of the same shape.
         """
-        Choose the part of images that is invariant.
+        return first + remove_invisible(x - first, self.center)
+
+    def least(self, x: Tensor, first: Tensor) -> Tensor:
+        r"""
+        Images with the least invariant part, :math:`v + \min\{c_+, S x_0\}`.
 
         :param torch.Tensor x: images ``(..., H, W)``, of which only the rest is used.
         :param torch.Tensor first: :math:`x_0`, of the same shape.

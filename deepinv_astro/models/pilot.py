@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from deepinv_astro.models.invariant import LeastInvariantPart
+from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.models.normal_equations import NormalEquations
 from deepinv_astro.optim.marginal import Marginal, MarginalResult
 from deepinv_astro.optim.projected import minimize_projected
@@ -112,7 +112,7 @@ def _equations(found: MarginalResult, y: Tensor, physics: ADI) -> NormalEquation
         back,
         1 / found.gradient_noise,
         found.image,
-        complete=LeastInvariantPart.of(physics),
+        complete=InvariantPart.of(physics).least,
     )
 
 

@@ -130,7 +130,7 @@ class UnrolledADI(PilotNetwork):
 
     What the data say nothing of, for ADI the part that is invariant by rotation about the star, is not left
     to the networks: no loss without ground truth tests it, and training would change it at random. The
-    equations choose it in the end (:class:`~deepinv_astro.models.invariant.LeastInvariantPart`).
+    equations choose it in the end (:meth:`~deepinv_astro.models.invariant.InvariantPart.least`).
 
     :param Callable pilot: makes the equations: :class:`MarginalPilot` (default),
         :class:`WhitePilot`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.models import NormalEquations
-from deepinv_astro.models.invariant import LeastInvariantPart
+from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.optim.temporal import FrozenMetric
 from deepinv_astro.physics import ADI
@@ -102,7 +102,7 @@ def unpack(packed: dict[str, Any], device: torch.device | str = "cpu") -> Task:
             NormalEquations(
                 maps[part["given"]],
                 **there(part["equations"]),
-                complete=LeastInvariantPart.of(maps[part["given"]].physics),
+                complete=InvariantPart.of(maps[part["given"]].physics).least,
             ),
             None if part["judge"] < 0 else maps[part["judge"]],
             part["back"].to(device),

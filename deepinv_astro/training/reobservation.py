@@ -3,6 +3,7 @@ r"""Stars observed again: what a network has found, seen by another instrument w
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from deepinv_astro.datasets.psf_error import PSFError
 from deepinv_astro.models import MarginalPilot, PilotNetwork
+from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
 from deepinv_astro.training.tasks import Observation, Part, Task
@@ -36,6 +38,8 @@ class Reobservation(NamedTuple):
     star :math:`j` with random signs of its modes in time
     (:meth:`~deepinv_astro.optim.temporal.FrozenMetric.resigned`).
 
+    - :math:`\hat x_i`: with the invariant part of the first image; the network's own is a lower bound
+      (:class:`~deepinv_astro.models.invariant.InvariantPart`).
     - :math:`T_g`: a rotation about the star. It teaches nothing with the operator of the same
       star, for which it commutes, but :math:`A_j` has other angles.
     - :math:`a`: log-uniform; below one, what is found of bright disks teaches what faint ones look like; above one,
@@ -90,7 +94,9 @@ class Reobservation(NamedTuple):
         if not isinstance(pilot, MarginalPilot) or not isinstance(whole.normal, WhitenedOperator):
             raise TypeError("stars are observed again with MarginalPilot")
         with torch.no_grad():
-            found = model.refine(sky.whole).clamp_min(0)
+            # the least one would be a little less each time that a network learns from its own images
+            complete = InvariantPart.of(sky.physics).of_first
+            found = model.refine(replace(sky.whole, complete=complete)).clamp_min(0)
             x = self.transformed(found / sky.whole.scale, generator) * whole.scale
             residual = (instrument.y - physics.A(whole.start)).nan_to_num(0.0)
             noise = whole.normal.metrics[0].resigned(residual, generator)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from deepinv_astro.metric import remove_invisible
-from deepinv_astro.models.invariant import LeastInvariantPart
+from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.physics import ADI
 
 H, W, STAR = 21, 24, (9.0, 12.4)
@@ -33,7 +33,7 @@ def images(rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def test_floor_is_the_tenth_percentile_of_annuli(images: tuple[Tensor, Tensor]) -> None:
     seen, distance = images[0], separation()
-    found = LeastInvariantPart(STAR).floor(seen)
+    found = InvariantPart(STAR).floor(seen)
 
     def quantile(image: Tensor, radius: int) -> float:
         values = sorted(
@@ -53,7 +53,7 @@ def test_floor_is_the_tenth_percentile_of_annuli(images: tuple[Tensor, Tensor]) 
 
 def test_only_what_rotation_shows_is_used(images: tuple[Tensor, Tensor]) -> None:
     x, first = images
-    least = LeastInvariantPart(STAR)
+    least = InvariantPart(STAR).least
     found = least(x, first)
     torch.testing.assert_close(least(x + rings(5, -2, 1), first), found)
     profile = found - remove_invisible(x, STAR)
@@ -63,29 +63,37 @@ def test_only_what_rotation_shows_is_used(images: tuple[Tensor, Tensor]) -> None
 
 def test_never_more_than_the_first_image(images: tuple[Tensor, Tensor]) -> None:
     x, first = images
-    least = LeastInvariantPart(STAR)
+    part = InvariantPart(STAR)
     v = remove_invisible(x, STAR)
     low = v - rings(100.0)
-    torch.testing.assert_close(least(x, low), v - rings(100.0), atol=1e-9, rtol=0)
-    torch.testing.assert_close(least(x, first + rings(100.0)), v + least.floor(v))
+    torch.testing.assert_close(part.least(x, low), v - rings(100.0), atol=1e-9, rtol=0)
+    torch.testing.assert_close(part.least(x, first + rings(100.0)), v + part.floor(v))
+
+
+def test_part_of_the_first_image(images: tuple[Tensor, Tensor]) -> None:
+    x, first = images
+    found = InvariantPart(STAR).of_first(x, first)
+    torch.testing.assert_close(remove_invisible(found, STAR), remove_invisible(x, STAR))
+    change = found - first
+    torch.testing.assert_close(remove_invisible(change, STAR), change)
 
 
 def test_a_disk_that_does_not_fill_its_annuli_is_found_again() -> None:
     """A positive image whose annuli are dark in places is its own least completion."""
     rows, columns = torch.arange(65.0).double() - 32, torch.arange(65.0).double() - 32
     x = torch.exp(-((((columns / 12) ** 2 + (rows[:, None] / 2) ** 2) - 1) ** 2))[None, None]
-    found = LeastInvariantPart((32.0, 32.0))(x + 3.0, x + 0.5)
+    found = InvariantPart((32.0, 32.0)).least(x + 3.0, x + 0.5)
     outside = torch.hypot(rows[:, None], columns) > 9
     error = (found - x)[..., outside].norm() / x[..., outside].norm()
     assert float(error) < 0.1
     full = torch.exp(-(((torch.hypot(rows[:, None], columns) - 15) / 2) ** 2))[None, None]
-    lost = LeastInvariantPart((32.0, 32.0))(full, full)
+    lost = InvariantPart((32.0, 32.0)).least(full, full)
     assert float(lost.abs().max()) < 0.1  # a face-on ring is a lower bound: nothing
 
 
 def test_gradients_are_those_of_differences(images: tuple[Tensor, Tensor]) -> None:
     x, first = (image[:1, :1] for image in images)
-    least = LeastInvariantPart(STAR)
+    least = InvariantPart(STAR).least
     x = x.requires_grad_()
     assert torch.autograd.gradcheck(lambda v: least(v, 10 + first)[..., 4:8, 5:9], (x,))
 
@@ -93,13 +101,13 @@ def test_gradients_are_those_of_differences(images: tuple[Tensor, Tensor]) -> No
 def test_star_of_an_operator_and_single_precision(images: tuple[Tensor, Tensor]) -> None:
     x, first = images
     physics = ADI((1, H, W), torch.linspace(0, 80, 5), sky_center=STAR)
-    least = LeastInvariantPart.of(physics)
-    assert least.center == pytest.approx(STAR)
-    single = least(x.float(), first.float())
+    part = InvariantPart.of(physics)
+    assert part.center == pytest.approx(STAR)
+    single = part.least(x.float(), first.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(
-        single.double(), LeastInvariantPart(STAR)(x, first), atol=1e-4, rtol=0
+        single.double(), InvariantPart(STAR).least(x, first), atol=1e-4, rtol=0
     )
-    far = LeastInvariantPart((-40.0, 12.0))(x, first)  # star off the image
+    far = InvariantPart((-40.0, 12.0)).least(x, first)  # star off the image
     assert far.shape == x.shape
     assert bool(torch.isfinite(far).all())

@@ -21,7 +21,7 @@ from deepinv_astro.models import (
     WhitePilot,
     temporal_level,
 )
-from deepinv_astro.models.invariant import LeastInvariantPart
+from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.optim import Marginal
 from deepinv_astro.optim.temporal import TemporalModel
 from deepinv_astro.physics import ADI
@@ -295,7 +295,7 @@ def test_what_no_data_test_is_chosen_by_the_equations(kind: type, rng: torch.Gen
     equations = model.prepare(y, physics)
     found = model.refine(equations).detach()
     free = model.refine(replace(equations, complete=None)).detach()
-    least = LeastInvariantPart((5.0, 6.5))
+    least = InvariantPart((5.0, 6.5)).least
     assert float((free - equations.start).norm()) > 0.01 * float(equations.start.norm())
     torch.testing.assert_close(found, least(free, equations.start))
     assert not torch.allclose(found, free, atol=1e-4)
