@@ -36,6 +36,10 @@ class Tracker(Protocol):
         """End the run; one that is not complete may be continued."""
 
 
+def _pixels(picture: Path) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(picture).convert("RGB"))
+
+
 class _TensorBoard:
     def __init__(self, service: Any, folder: Path, facts: _Facts, run: str | None) -> None:
         self.run = run or "tensorboard"
@@ -49,8 +53,7 @@ class _TensorBoard:
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
         if picture is not None:
-            pixels = np.asarray(Image.open(picture).convert("RGB"))
-            self.writer.add_image("progress", pixels, step, dataformats="HWC")
+            self.writer.add_image("progress", _pixels(picture), step, dataformats="HWC")
         self.writer.flush()  # a kill loses nothing
 
     def close(self, complete: bool) -> None:
@@ -83,7 +86,7 @@ class _MLflow:
     def log(self, step: int, numbers: _Facts, picture: Path | None) -> None:
         self.service.log_metrics(dict(numbers), step=step)
         if picture is not None:
-            self.service.log_image(Image.open(picture), key="progress", step=step)
+            self.service.log_image(_pixels(picture), key="progress", step=step)
 
     def close(self, complete: bool) -> None:
         self.service.end_run("FINISHED" if complete else "KILLED")
