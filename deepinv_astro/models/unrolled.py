@@ -230,11 +230,12 @@ class PilotCorrection(PilotNetwork):
 class DenoiserCorrection(nn.Module):
     r"""A denoiser :math:`D` of deepinv as a proximal network, :math:`n(v, x_0, s) = (D(v, s) - v) / s`.
 
-    With it :class:`deepinv.models.DRUNet` and others take the place of :class:`SmallUNet`. Images
+    With it :class:`deepinv.models.DRUNet`, :class:`deepinv.models.RAM` and others take the place of
+    :class:`SmallUNet`, with the weights that you have. Images
     come in units of :math:`q \sigma`, of standard deviation about 1, and :math:`s = 1 / q`.
 
-    :param torch.nn.Module denoiser: called with images of one channel and the level of their
-        noise ``(B,)``.
+    :param torch.nn.Module denoiser: called with images of one channel and, by keyword, the level
+        ``sigma`` of their noise ``(B,)``.
 
     |sep|
 
@@ -255,7 +256,7 @@ class DenoiserCorrection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Correction of the first of the features, ``(B, 3, H, W)`` to ``(B, 1, H, W)``."""
         v, level = features[:, :1], features[:, 2, 0, 0]
-        out: Tensor = self.denoiser(v, level)
+        out: Tensor = self.denoiser(v, sigma=level)
         return (out - v) / level.view(-1, 1, 1, 1)
 
 

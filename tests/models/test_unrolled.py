@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from deepinv.models import RAM, DRUNet
 from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
@@ -411,6 +412,22 @@ def test_denoiser_takes_level_and_image(rng: torch.Generator) -> None:
     q = (1 + first.square().mean((-2, -1), keepdim=True)).sqrt()
     expected = first + q * (first / q**2 - first / q)
     torch.testing.assert_close(model(y, physics), equations.scale * expected)
+
+
+@pytest.mark.parametrize("denoiser", [DRUNet, RAM])
+def test_denoisers_of_deepinv(denoiser: type, rng: torch.Generator) -> None:
+    """Here with random weights."""
+    y, physics = problem(rng, batch=1)
+    y, physics = y.float(), physics.float()  # RAM has no double precision
+    options = {"in_channels": 1, "out_channels": 1} if denoiser is DRUNet else {"in_channels": (1,)}
+    torch.manual_seed(0)
+    net = denoiser(**options, pretrained=None)
+    model = UnrolledADI(WHITE, [DenoiserCorrection(net)]).eval()
+    with torch.no_grad():
+        image = model(y, physics)
+        assert image.shape == (1, 1, H, W)
+        assert bool(torch.isfinite(image).all())
+        assert not torch.equal(image, model.prepare(y, physics).start)
 
 
 def test_errors_name_the_remedy(rng: torch.Generator) -> None:
