@@ -2,8 +2,9 @@ r"""Weighted least squares of a sequence, in the space of the image and in units
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ from deepinv_astro.optim.smoothness import edge_preserving
 
 #: Power iterations for the largest eigenvalue, and what is added to its estimate, which is low.
 _POWER_STEPS, _MARGIN = 8, 1.1
+
+
+class Unseen(Protocol):
+    """The part of images that data say nothing of: that of a first image, or the least."""
+
+    def of_first(self, x: Tensor, first: Tensor) -> Tensor:
+        """Images whose unseen part is that of others."""
+
+    def least(self, x: Tensor, first: Tensor) -> Tensor:
+        """Images whose unseen part is the least, and no more than that of others."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,7 @@ class NormalEquations:
     :param torch.Tensor scale: :math:`\sigma > 0`, broadcast to ``(B, C, H, W)``.
     :param torch.Tensor start: image :math:`x_0`, ``(B, C, H, W)``.
     :param torch.Tensor largest: :meth:`largest_eigenvalue`, where it is known already.
-    :param Callable complete: from an image and :math:`x_0` to the image whose part that the data say nothing
-        of is chosen, if that part is known.
+    :param Unseen unseen: the part of images that the data say nothing of, if that is known.
 
     |sep|
 
@@ -55,7 +65,7 @@ class NormalEquations:
     scale: Tensor
     start: Tensor
     largest: Tensor | None = None
-    complete: Callable[[Tensor, Tensor], Tensor] | None = None
+    unseen: Unseen | None = None
 
     @classmethod
     def stack(cls, parts: Sequence[NormalEquations]) -> NormalEquations:
@@ -70,23 +80,35 @@ class NormalEquations:
             own = zip(parts, x.split(counts), strict=True)
             return torch.cat([part.normal(images) for part, images in own])
 
-        def complete(x: Tensor, _: Tensor) -> Tensor:
-            own = zip(parts, x.split(counts), strict=True)
-            return torch.cat([part.completed(images) for part, images in own])
-
         back, start = (torch.cat([getattr(p, n) for p in parts]) for n in ("back", "start"))
         scale = torch.cat([part.scale.expand_as(part.start) for part in parts])
         largest = torch.cat([part.largest_eigenvalue() for part in parts])
-        return cls(normal, back, scale, start, largest, complete)
+        return cls(
+            normal,
+            back,
+            scale,
+            start,
+            largest,
+            _Several(tuple(part.unseen for part in parts), counts),
+        )
 
-    def completed(self, x: Tensor) -> Tensor:
+    def with_first(self, x: Tensor) -> Tensor:
         """
-        Image whose part that the data say nothing of is chosen, as far as that is known.
+        Image whose part that the data say nothing of is that of :math:`x_0`, as far as that is known.
 
         :param torch.Tensor x: images ``(B, C, H, W)``.
         :return: (:class:`torch.Tensor`) of the same shape; the same images if nothing is known.
         """
-        return x if self.complete is None else self.complete(x, self.start)
+        return x if self.unseen is None else self.unseen.of_first(x, self.start)
+
+    def with_least(self, x: Tensor) -> Tensor:
+        """
+        Image whose part that the data say nothing of is the least, as far as that is known.
+
+        :param torch.Tensor x: images ``(B, C, H, W)``.
+        :return: (:class:`torch.Tensor`) of the same shape; the same images if nothing is known.
+        """
+        return x if self.unseen is None else self.unseen.least(x, self.start)
 
     def gradient(self, u: Tensor) -> Tensor:
         r"""Gradient of the cost in units of noise, :math:`\sigma (N \sigma u - b)`.
@@ -150,6 +172,23 @@ class NormalEquations:
                 ahead = new + (momentum - 1) / following * (new - u)
                 u, momentum = new, following
         return replace(self, start=self.scale * u)
+
+
+@dataclass(frozen=True)
+class _Several:
+    """The unseen parts of several images, each chosen on its own."""
+
+    parts: tuple[Unseen | None, ...]
+    counts: list[int]
+
+    def of_first(self, x: Tensor, first: Tensor) -> Tensor:
+        return torch.cat([p.of_first(v, w) if p else v for p, v, w in self._own(x, first)])
+
+    def least(self, x: Tensor, first: Tensor) -> Tensor:
+        return torch.cat([p.least(v, w) if p else v for p, v, w in self._own(x, first)])
+
+    def _own(self, x: Tensor, first: Tensor) -> Iterator[tuple[Unseen | None, Tensor, Tensor]]:
+        return zip(self.parts, x.split(self.counts), first.split(self.counts), strict=True)
 
 
 def _norm(v: Tensor) -> Tensor:

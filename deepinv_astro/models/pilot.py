@@ -112,7 +112,7 @@ def _equations(found: MarginalResult, y: Tensor, physics: ADI) -> NormalEquation
         back,
         1 / found.gradient_noise,
         found.image,
-        complete=InvariantPart.of(physics).least,
+        unseen=InvariantPart.of(physics),
     )
 
 

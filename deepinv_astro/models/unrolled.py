@@ -69,9 +69,20 @@ class PilotNetwork(Reconstructor, ABC):
         :param NormalEquations equations: of a pilot.
         :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``.
         """
+        x = self.seen(equations)
+        if self.training:
+            return x
+        x = equations.with_least(x)
+        return x.clamp_min(0) if self.positive else x
+
+    def seen(self, equations: NormalEquations) -> Tensor:
+        r"""What the weights make of what the data see; the rest is that of the first image.
+
+        :param NormalEquations equations: of a pilot.
+        :return: (:class:`torch.Tensor`) images ``(B, C, H, W)``, which may be negative.
+        """
         first = equations.start / equations.scale
-        x = equations.completed(equations.scale * self.corrected(first, equations))
-        return x.clamp_min(0) if self.positive and not self.training else x
+        return equations.with_first(equations.scale * self.corrected(first, equations))
 
     @abstractmethod
     def corrected(self, first: Tensor, equations: NormalEquations) -> Tensor:
@@ -129,8 +140,9 @@ class UnrolledADI(PilotNetwork):
     size; each wavelength is an image of its own to :math:`n_k`.
 
     What the data say nothing of, for ADI the part that is invariant by rotation about the star, is not left
-    to the networks: no loss without ground truth tests it, and training would change it at random. The
-    equations choose it in the end (:meth:`~deepinv_astro.models.invariant.InvariantPart.least`).
+    to the networks: no loss without ground truth tests it, and training would change it at random. In
+    training it is that of :math:`x_0`, in the end the least that agrees with the rest
+    (:class:`~deepinv_astro.models.invariant.InvariantPart`).
 
     :param Callable pilot: makes the equations: :class:`MarginalPilot` (default),
         :class:`WhitePilot`.

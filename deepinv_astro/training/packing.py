@@ -102,7 +102,7 @@ def unpack(packed: dict[str, Any], device: torch.device | str = "cpu") -> Task:
             NormalEquations(
                 maps[part["given"]],
                 **there(part["equations"]),
-                complete=InvariantPart.of(maps[part["given"]].physics).least,
+                unseen=InvariantPart.of(maps[part["given"]].physics),
             ),
             None if part["judge"] < 0 else maps[part["judge"]],
             part["back"].to(device),

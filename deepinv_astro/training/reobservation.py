@@ -3,7 +3,6 @@ r"""Stars observed again: what a network has found, seen by another instrument w
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from deepinv_astro.datasets.psf_error import PSFError
 from deepinv_astro.models import MarginalPilot, PilotNetwork
-from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
 from deepinv_astro.training.tasks import Observation, Part, Task
@@ -95,8 +93,7 @@ class Reobservation(NamedTuple):
             raise TypeError("stars are observed again with MarginalPilot")
         with torch.no_grad():
             # the least one would be a little less each time that a network learns from its own images
-            complete = InvariantPart.of(sky.physics).of_first
-            found = model.refine(replace(sky.whole, complete=complete)).clamp_min(0)
+            found = model.seen(sky.whole).clamp_min(0)
             x = self.transformed(found / sky.whole.scale, generator) * whole.scale
             residual = (instrument.y - physics.A(whole.start)).nan_to_num(0.0)
             noise = whole.normal.metrics[0].resigned(residual, generator)

@@ -292,14 +292,17 @@ def test_what_no_data_test_is_chosen_by_the_equations(kind: type, rng: torch.Gen
     physics = ADI(
         (1, H, W), plain.angles, plain.filter[0, 0, 0], sky_center=(5.0, 6.5), dtype=torch.float64
     )
-    model = trained(kind(MarginalPilot(FAST)), rng).train()  # not cut at 0
+    model = trained(kind(MarginalPilot(FAST), positive=False), rng)
     equations = model.prepare(y, physics)
-    found = model.refine(equations).detach()
-    free = model.refine(replace(equations, complete=None)).detach()
-    least = InvariantPart((5.0, 6.5)).least
-    assert float((free - equations.start).norm()) > 0.01 * float(equations.start.norm())
-    torch.testing.assert_close(found, least(free, equations.start))
-    assert not torch.allclose(found, free, atol=1e-4)
+    part = InvariantPart((5.0, 6.5))
+    with torch.no_grad():
+        free = model.eval().refine(replace(equations, unseen=None))
+        assert float((free - equations.start).norm()) > 0.01 * float(equations.start.norm())
+        torch.testing.assert_close(model.refine(equations), part.least(free, equations.start))
+        of_first = part.of_first(free, equations.start)
+        torch.testing.assert_close(model.seen(equations), of_first)
+        torch.testing.assert_close(model.train().refine(equations), of_first)
+    assert not torch.allclose(of_first, free, atol=1e-4)
 
 
 def test_corrections_of_bright_images_are_no_larger(rng: torch.Generator) -> None:

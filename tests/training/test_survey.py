@@ -16,7 +16,6 @@ from torch import Tensor
 from deepinv_astro.datasets import PSFError, SyntheticSurvey
 from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
 from deepinv_astro.models import MarginalPilot, SmallUNet, UnrolledADI
-from deepinv_astro.models.invariant import InvariantPart
 from deepinv_astro.optim import Marginal
 from deepinv_astro.training import (
     Observation,
@@ -194,8 +193,7 @@ def test_a_star_seen_again_has_its_image_for_truth(seen: Observation) -> None:
     net = model().eval()
     (part,) = reobservation(net, seen, other, torch.Generator().manual_seed(6))
     rng = torch.Generator().manual_seed(6)
-    of_first = dataclasses.replace(seen.whole, complete=InvariantPart.of(seen.physics).of_first)
-    found = net.refine(of_first).clamp_min(0).detach() / seen.whole.scale
+    found = net.seen(seen.whole).clamp_min(0).detach() / seen.whole.scale
     x = reobservation.transformed(found, rng) * other.whole.scale
     torch.testing.assert_close(part.back, part.given.normal(x))
     assert part.given.normal.physics.angles.equal(other.physics.angles)  # type: ignore[attr-defined]
