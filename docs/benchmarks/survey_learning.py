@@ -49,7 +49,7 @@ from deepinv_astro.training import Reobservation, SurveyRecipe, SurveyTraining, 
 
 SIZE, FRAMES = 65, 24
 TRAIN, VALIDATE, TEST = 256, 24, 40
-RECIPE = SurveyRecipe(steps=400, validate_every=100, patience=100)
+RECIPE = SurveyRecipe(steps=600, validate_every=100, patience=100)
 #: The image of the pilot, without a network, and the method that learns nothing.
 START, CLASSICAL = "first image", "marginal"
 ADAPTED, ADAPTED_FROM, TO_ADAPT = "full recipe + adaptation", "full recipe", 10
