@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_page_says_what_the_file_says() -> None:
-    """After new weights: put what is printed below *Got* into the page."""
+    """After new weights: ``python docs/figures/shipped_network.py``, which writes the page."""
     failed, tried = doctest.testfile(
         str(DOCS / "user_guide/model_card.rst"), module_relative=False,
         optionflags=doctest.NORMALIZE_WHITESPACE, encoding="utf-8",
@@ -21,12 +21,12 @@ def test_the_page_says_what_the_file_says() -> None:
 
 
 def test_the_screen_of_the_demo_is_that_of_the_shipped_weights() -> None:
-    """After new weights: run ``deepinv-astro demo``, and replace the text of the page."""
+    """After new weights: ``python docs/figures/shipped_network.py``."""
     page = (DOCS / "user_guide/command_line.rst").read_text(encoding="utf-8")
     assert f"SHA-256 {read_weights_card().digest}..." in page
 
 
 def test_the_picture_of_the_demo_is_that_of_the_shipped_weights() -> None:
-    """After new weights: run ``deepinv-astro demo``, and replace it by ``comparison.png``."""
+    """After new weights: ``python docs/figures/shipped_network.py``."""
     with Image.open(DOCS / "_static/demo.png") as picture:
         assert picture.text.get("Source") == f"weights {read_weights_card().digest}"
