@@ -468,7 +468,7 @@ def main() -> None:
     settings = {
         **dataclasses.asdict(recipe(options.steps)), "sizes": list(sizes),
         "psf_error": dataclasses.asdict(ERROR), "exposures": EXPOSURES, "peak": PEAK,
-        "nights": NIGHTS,
+        "nights": NIGHTS, "shared": [SHARED, survey_learning.TRAIN, RECIPE.steps],
     }  # fmt: skip
     path = (options.out or RESULTS) / "survey_calibration.json"
     rows: list[dict[str, Any]] = []
