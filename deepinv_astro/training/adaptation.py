@@ -68,12 +68,12 @@ def adapt(
     *,
     steps: int = 24,
     seed: int = 0,
-    learning_rate: float = 2e-4,
+    learning_rate: float = 5e-5,
     groups: int = 4,
     block: int = 3,
     every: int = 8,
     weight: float = 0.01,
-    margin: float = 0.0,
+    margin: float = 1.0,
     progress: Callable[[int], None] | None = None,
 ) -> Adaptation:
     r"""Fit the weights of a network to one sequence, as long as frames that it has not seen agree.

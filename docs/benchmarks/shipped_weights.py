@@ -32,8 +32,9 @@ COMMAND = (
     "deepinv-astro train --survey survey --output trained --part splitting=1 --part again=1 --steps 600"
 )
 LIMITS = (
-    "Trained on PSFs of 4 to 5 pixels, 24 frames, disks of up to 30 times the local scatter; on brighter ones "
-    "its first image alone is better. What is invariant by rotation is that of the first image. No error map."
+    "Trained on PSFs of 4 to 5 pixels, 24 frames, disks of up to 30 times the local scatter; brighter ones "
+    "are left nearly as its first image shows them. Of light that is the same all round the star, a quarter "
+    "of what the first image has is kept. No error map."
 )
 
 

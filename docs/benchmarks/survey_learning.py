@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -205,9 +206,18 @@ def judged(
         with torch.no_grad():
             found = image(one)
         seconds = one.seconds + time.process_time() - begin
-        scores = score(one.case, found.clamp_min(0))
+        scores = {**score(one.case, found.clamp_min(0)), "weighted": weighted(one, found)}
         rows.append({**row(one.case, method, scores, seconds), "real": one.real, "seed": seed})
     return rows, history
+
+
+def weighted(one: Prepared, image: Tensor) -> float | None:
+    r"""Decibels of the error in the metric of the frames, :math:`-10 \log_{10} \|A e\|_W^2 / \|A x\|_W^2`."""
+    x, normal = one.case.truth.x, one.equations.normal
+    if not bool(x.any()):
+        return None
+    error, whole = (float((v * normal(v)).double().sum()) for v in (image.clamp_min(0) - x, x))
+    return -10 * math.log10(error / whole)
 
 
 def first_image(one: Prepared) -> Tensor:
