@@ -15,8 +15,6 @@ from deepinv_astro.physics import ADI
 
 #: Fraction of the pixels of an annulus that may be negative, and half of its width in pixels.
 _NEGATIVE, _HALF_WIDTH = 0.1, 1.5
-#: Share of the excess of the first image that is kept: the best one on simulated stars kept for tuning.
-_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,22 +23,17 @@ class InvariantPart:
 
     ADI sees :math:`v = x - S x`, with :math:`S` the projection on images that do not change when they
     are turned about the star (:func:`~deepinv_astro.metric.remove_invisible`), and says nothing of
-    :math:`S x`. It may be that of a first image, :meth:`of_first`, :math:`c_0 = S x_0`. That is a halo even where
-    there is no disk; what is certain is that the sky is not negative, so that at the separation
-    :math:`r` it is at least
+    :math:`S x`. It may be that of a first image, :meth:`of_first`, or the :meth:`least` that the rest
+    allows: the sky is not negative. At the separation :math:`r` that is
 
     .. math::
 
+        x = v + \min\left\{ c_+(r),\; (S x_0)(r) \right\}, \qquad
         c_+(r) = -\,\mathrm{quantile}_{0.1} \left\{ v_p : |r_p - r| \le 1.5 \right\} ,
 
-    which leaves nine tenths of the pixels positive. :meth:`shrunk` towards that bound, it is
-
-    .. math::
-
-        x = v + c + \tfrac14 (c_0 - c), \qquad c = \min\{ c_+, c_0 \} .
-
-    A disk that does not fill its annuli is left as it is; of light that is the same all round, a quarter of
-    what the first image has is believed, so that the flux of a disk seen face-on is too low.
+    the least that leaves nine tenths of the pixels positive, and no more than that of a first image
+    :math:`x_0`. A disk that does not fill its annulus is left as it is; light that is the same all round
+    is not added to it, and the flux of a disk that is seen face-on is a lower bound.
 
     :param tuple center: row and column of the star.
 
@@ -54,7 +47,7 @@ class InvariantPart:
         >>> from deepinv_astro.models.invariant import InvariantPart
         >>> source = torch.zeros(1, 1, 11, 12)
         >>> source[0, 0, 5, 9] = 8.0
-        >>> found = InvariantPart((5.0, 6.0)).shrunk(source - 1, source)
+        >>> found = InvariantPart((5.0, 6.0)).least(source - 1, source + 2)
         >>> bool(found[0, 0, 5, 9] > 7.5), bool(found[0, 0, 5, 3].abs() < 0.5)
         (True, True)
     """
@@ -82,9 +75,9 @@ class InvariantPart:
         """
         return first + remove_invisible(x - first, self.center)
 
-    def shrunk(self, x: Tensor, first: Tensor) -> Tensor:
+    def least(self, x: Tensor, first: Tensor) -> Tensor:
         r"""
-        Images with the invariant part of others shrunk, :math:`v + c + (c_0 - c) / 4`.
+        Images with the least invariant part, :math:`v + \min\{c_+, S x_0\}`.
 
         :param torch.Tensor x: images ``(..., H, W)``, of which only the rest is used.
         :param torch.Tensor first: :math:`x_0`, of the same shape.
@@ -92,7 +85,7 @@ class InvariantPart:
         """
         seen = remove_invisible(x, self.center)
         most = first - remove_invisible(first, self.center)
-        return seen + torch.lerp(torch.minimum(self.floor(seen), most), most, _SHARE)
+        return seen + torch.minimum(self.floor(seen), most)
 
     def floor(self, seen: Tensor) -> Tensor:
         """

@@ -16,13 +16,13 @@ _POWER_STEPS, _MARGIN = 8, 1.1
 
 
 class Unseen(Protocol):
-    """The part of images that data say nothing of: that of a first image, or less of it."""
+    """The part of images that data say nothing of: that of a first image, or the least."""
 
     def of_first(self, x: Tensor, first: Tensor) -> Tensor:
         """Images whose unseen part is that of others."""
 
-    def shrunk(self, x: Tensor, first: Tensor) -> Tensor:
-        """Images whose unseen part is that of others, without what is not likely of it."""
+    def least(self, x: Tensor, first: Tensor) -> Tensor:
+        """Images whose unseen part is the least, and no more than that of others."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class NormalEquations:
         """
         return x if self.unseen is None else self.unseen.of_first(x, self.start)
 
-    def with_shrunk(self, x: Tensor) -> Tensor:
+    def with_least(self, x: Tensor) -> Tensor:
         """
-        Image whose part that the data say nothing of is that of :math:`x_0` shrunk, as far as that is known.
+        Image whose part that the data say nothing of is the least, as far as that is known.
 
         :param torch.Tensor x: images ``(B, C, H, W)``.
         :return: (:class:`torch.Tensor`) of the same shape; the same images if nothing is known.
         """
-        return x if self.unseen is None else self.unseen.shrunk(x, self.start)
+        return x if self.unseen is None else self.unseen.least(x, self.start)
 
     def gradient(self, u: Tensor) -> Tensor:
         r"""Gradient of the cost in units of noise, :math:`\sigma (N \sigma u - b)`.
@@ -184,8 +184,8 @@ class _Several:
     def of_first(self, x: Tensor, first: Tensor) -> Tensor:
         return torch.cat([p.of_first(v, w) if p else v for p, v, w in self._own(x, first)])
 
-    def shrunk(self, x: Tensor, first: Tensor) -> Tensor:
-        return torch.cat([p.shrunk(v, w) if p else v for p, v, w in self._own(x, first)])
+    def least(self, x: Tensor, first: Tensor) -> Tensor:
+        return torch.cat([p.least(v, w) if p else v for p, v, w in self._own(x, first)])
 
     def _own(self, x: Tensor, first: Tensor) -> Iterator[tuple[Unseen | None, Tensor, Tensor]]:
         return zip(self.parts, x.split(self.counts), first.split(self.counts), strict=True)

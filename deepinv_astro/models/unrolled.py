@@ -72,7 +72,7 @@ class PilotNetwork(Reconstructor, ABC):
         x = self.seen(equations)
         if self.training:
             return x
-        x = equations.with_shrunk(x)
+        x = equations.with_least(x)
         return x.clamp_min(0) if self.positive else x
 
     def seen(self, equations: NormalEquations) -> Tensor:
@@ -141,7 +141,7 @@ class UnrolledADI(PilotNetwork):
 
     What the data say nothing of, for ADI the part that is invariant by rotation about the star, is not left
     to the networks: no loss without ground truth tests it, and training would change it at random. In
-    training it is that of :math:`x_0`, in the end it is shrunk towards the least that agrees with the rest
+    training it is that of :math:`x_0`, in the end the least that agrees with the rest
     (:class:`~deepinv_astro.models.invariant.InvariantPart`).
 
     :param Callable pilot: makes the equations: :class:`MarginalPilot` (default),

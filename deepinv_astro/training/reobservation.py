@@ -36,9 +36,8 @@ class Reobservation(NamedTuple):
     star :math:`j` with random signs of its modes in time
     (:meth:`~deepinv_astro.optim.temporal.FrozenMetric.resigned`).
 
-    - :math:`\hat x_i`: with the invariant part of the first image
-      (:class:`~deepinv_astro.models.invariant.InvariantPart`), which does not shrink each time that a network
-      learns from its own images.
+    - :math:`\hat x_i`: with the invariant part of the first image; the network's own is a lower bound
+      (:class:`~deepinv_astro.models.invariant.InvariantPart`).
     - :math:`T_g`: a rotation about the star. It teaches nothing with the operator of the same
       star, for which it commutes, but :math:`A_j` has other angles.
     - :math:`a`: log-uniform; below one, what is found of bright disks teaches what faint ones look like; above one,
@@ -93,6 +92,7 @@ class Reobservation(NamedTuple):
         if not isinstance(pilot, MarginalPilot) or not isinstance(whole.normal, WhitenedOperator):
             raise TypeError("stars are observed again with MarginalPilot")
         with torch.no_grad():
+            # the least one would be a little less each time that a network learns from its own images
             found = model.seen(sky.whole).clamp_min(0)
             x = self.transformed(found / sky.whole.scale, generator) * whole.scale
             residual = (instrument.y - physics.A(whole.start)).nan_to_num(0.0)

@@ -33,8 +33,8 @@ COMMAND = (
 )
 LIMITS = (
     "Trained on PSFs of 4 to 5 pixels, 24 frames, disks of up to 30 times the local scatter; brighter ones "
-    "are left nearly as its first image shows them. Of light that is the same all round the star, a quarter "
-    "of what the first image has is kept. No error map."
+    "are left nearly as its first image shows them. Of light that is the same all round the star it shows "
+    "the least. No error map."
 )
 
 

@@ -298,7 +298,7 @@ def test_what_no_data_test_is_chosen_by_the_equations(kind: type, rng: torch.Gen
     with torch.no_grad():
         free = model.eval().refine(replace(equations, unseen=None))
         assert float((free - equations.start).norm()) > 0.01 * float(equations.start.norm())
-        torch.testing.assert_close(model.refine(equations), part.shrunk(free, equations.start))
+        torch.testing.assert_close(model.refine(equations), part.least(free, equations.start))
         of_first = part.of_first(free, equations.start)
         torch.testing.assert_close(model.seen(equations), of_first)
         torch.testing.assert_close(model.train().refine(equations), of_first)
