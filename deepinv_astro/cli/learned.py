@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deepinv_astro.training import Adaptation
 
 HIDDEN = (
-    "The part that is invariant by rotation is that of the first image; what else this sequence hardly "
+    "Of light that is the same all round the star the image shows the least; what else this sequence hardly "
     "constrains follows the stars that the network was trained on."
 )
 
