@@ -14,7 +14,7 @@ from deepinv_astro.metric.disk import remove_invisible
 from deepinv_astro.physics import ADI
 
 #: Fraction of the pixels of an annulus that may be negative, and half of its width in pixels.
-_NEGATIVE, _HALF_WIDTH = 0.1, 1.5
+_NEGATIVE, _HALF_WIDTH = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InvariantPart:
     .. math::
 
         x = v + \min\left\{ c_+(r),\; (S x_0)(r) \right\}, \qquad
-        c_+(r) = -\,\mathrm{quantile}_{0.1} \left\{ v_p : |r_p - r| \le 1.5 \right\} ,
+        c_+(r) = -\,\mathrm{quantile}_{0.1} \left\{ v_p : |r_p - r| \le \tfrac12 \right\} ,
 
     the least that leaves nine tenths of the pixels positive, and no more than that of a first image
     :math:`x_0`. A disk that does not fill its annulus is left as it is; light that is the same all round

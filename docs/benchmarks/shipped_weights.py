@@ -3,7 +3,7 @@
 It was trained on a simulated survey without its truth, by::
 
     deepinv-astro simulate --survey 256 --size 65 --frames 24 --seed 11 --out survey
-    deepinv-astro train --survey survey --output trained --part splitting=1 --part again=1 --steps 600
+    deepinv-astro train --survey survey --output trained --part splitting=1 --part again=1 --steps 1200
 
 Stars of the test are of another seed; disks in real speckles are those of ``disks.py``. Run::
 
@@ -29,7 +29,7 @@ from deepinv_astro.models import load_weights, read_weights_card, save_weights
 SHIPPED = Path(deepinv_astro.__file__).parent / "weights" / "survey.safetensors"
 COMMAND = (
     "deepinv-astro simulate --survey 256 --size 65 --frames 24 --seed 11 --out survey; "
-    "deepinv-astro train --survey survey --output trained --part splitting=1 --part again=1 --steps 600"
+    "deepinv-astro train --survey survey --output trained --part splitting=1 --part again=1 --steps 1200"
 )
 LIMITS = (
     "Trained on PSFs of 4 to 5 pixels, 24 frames, disks of up to 30 times the local scatter; brighter ones "

@@ -138,7 +138,7 @@ def test_the_images_are_drawn_in_the_stretch_of_the_truth(
     axes = [a for a in kept[0].axes if a.get_title()]
     titles = [
         "One frame of the data", "Truth, blurred by the PSF", "pca, components: 3 (2.0 dB)",
-        "rexpaco (3.0 dB)", "marginal (4.0 dB)", "learned, own weights (5.0 dB)",
+        "rexpaco (3.0 dB)", "marginal (4.0 dB)", "learned, weights of the package (5.0 dB)",
     ]  # fmt: skip
     assert [a.get_title() for a in axes] == titles
     pictures = [a.get_images()[0] for a in axes[1:]]

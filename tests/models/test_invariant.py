@@ -40,7 +40,7 @@ def test_floor_is_the_tenth_percentile_of_annuli(images: tuple[Tensor, Tensor]) 
             float(image[i, j])
             for i in range(H)
             for j in range(W)
-            if abs(float(distance[i, j]) - radius) <= 1.5
+            if abs(float(distance[i, j]) - radius) <= 0.5
         )
         return -values[round(0.1 * (len(values) - 1))]
 
