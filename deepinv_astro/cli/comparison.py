@@ -204,7 +204,10 @@ def draw(path: Path, problem: Problem, found: Comparison, weights: str) -> None:
     add_colorbar(axes[0], shown, unit, extend="max")
     axes[0].set_title("One frame of the data")
     norm = brightness_norm(found.truth[0, 0].numpy(), top=100.0)
-    about = {Method.PCA: f", components: {found.components}", Method.LEARNED: ", weights of the package"}
+    about = {
+        Method.PCA: f", components: {found.components}",
+        Method.LEARNED: ", weights of the package",
+    }
     panels = [("Truth, blurred by the PSF", found.truth)]
     for method, one in found.shown.items():
         name = f"{method.value}{about.get(method, '')} ({one.score.whole_db:.1f} dB)"

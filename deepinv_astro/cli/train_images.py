@@ -131,9 +131,12 @@ def check_settings(report: Path, settings: dict[str, Any], free: Collection[str]
         return
     before, now = json.loads(report.read_text(encoding="utf-8")), json.loads(to_json(settings))
     changed = [k for k in now if k not in free and before.get(k) != now[k]]
+    recipes = [settings.get("recipe", {}) for settings in (before, now)]
+    changed += [f"{k} of the recipe" for k in recipes[1] if recipes[0].get(k) != recipes[1][k]]
     if changed:
+        what = ", ".join(name for name in changed if name != "recipe")
         raise ValueError(
-            f"`resume`: {report.parent} was begun with another {', '.join(changed)}; pass the same, or "
+            f"`resume`: {report.parent} was begun with another {what}; pass the same, or "
             "train in another folder with `output`"
         )
 

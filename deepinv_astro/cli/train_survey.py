@@ -218,7 +218,17 @@ def _run(
         raise typer.Exit(INTERRUPTED) from None
     if rank == 0:
         _log(training, folder, settings)
-        typer.echo(f"Best of {training.step} steps on stars held out: step {training.chosen.step}.")
+        chosen, start = training.chosen, training.history[0]
+        typer.echo(
+            f"Kept step {chosen.step} of {training.step}: least risk on stars held out in the second half, "
+            f"{chosen.validation:.4g} (first image {start.validation:.4g}; less is better)."
+        )
+        if not chosen.validation < start.validation:
+            typer.echo(
+                "Warning: the network is no better than the first image that it starts from. Give it more "
+                "stars or more steps.",
+                err=True,
+            )
         for name in (WEIGHTS, LOG, PICTURE, REPORT):
             typer.echo(f"Wrote {folder / name}")
         typer.echo(
