@@ -131,7 +131,7 @@ print(f"{sequence.target}: {tuple(y.shape)}, FWHM {fwhm:.2f} px")
 
 with torch.no_grad():
     zero_shot = network(y, physics)
-adapted = adapt(network, y, physics, steps=16)
+adapted = adapt(network, y, physics, steps=12)
 for line in adapted.history:
     print(f"step {line.step:2d}: risk {line.risk:.4f}, gain {line.gain:.4f} +- {line.error:.4f}")
 print(f"kept: step {adapted.chosen}")
