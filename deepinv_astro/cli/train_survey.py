@@ -88,7 +88,7 @@ def recipe_of(parts: list[str], **given: Any) -> SurveyRecipe:
     from deepinv_astro.training import SurveyRecipe
 
     fields = {k: v for k, v in given.items() if v is not None}
-    names = ("consistency", "risk", "recorrupted", "splitting", "again")
+    names = ("consistency", "risk", "unsure", "recorrupted", "splitting", "again")
     if parts:
         fields |= dict.fromkeys(names, 0.0)
     for part in parts:
@@ -260,5 +260,6 @@ def _log(now: SurveyTraining, folder: Path, settings: dict[str, Any]) -> None:
     found = {
         "steps": now.step, "best_step": line.step, "validation": line.validation,
         "first_validation": now.history[0].validation, "seconds": now.history[-1].seconds,
+        "noise_levels": None if now.levels is None else now.levels.levels.tolist(),
     }  # fmt: skip
     write_json(folder / REPORT, {**settings, **found}, overwrite=True)

@@ -50,6 +50,7 @@ def pack(task: Task) -> dict[str, Any]:
             "given": index(part.given.normal),
             "judge": index(part.normal),
             "back": part.back.detach(),
+            "slopes": part.slopes,
             "equations": {
                 "back": part.given.back.detach(),
                 "scale": part.given.scale,
@@ -106,6 +107,7 @@ def unpack(packed: dict[str, Any], device: torch.device | str = "cpu") -> Task:
             ),
             None if part["judge"] < 0 else maps[part["judge"]],
             part["back"].to(device),
+            None if (slopes := part.get("slopes")) is None else slopes.to(device),
         )
         for part in packed["parts"]
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from deepinv_astro.io.atomic import atomic_path
 from deepinv_astro.models import MarginalPilot, PilotNetwork
 from deepinv_astro.training.loop import Loop, Share
+from deepinv_astro.training.noise_levels import NoiseLevels
 from deepinv_astro.training.packing import pack, unpack
 from deepinv_astro.training.reobservation import Reobservation
 from deepinv_astro.training.survey_recipe import Precision, SurveyRecipe
@@ -30,6 +31,7 @@ from deepinv_astro.training.tasks import (
     risk,
     splitting,
     truth,
+    unsure,
     values,
 )
 
@@ -234,13 +236,18 @@ class SurveyTraining(Loop):
         if not isinstance(model.pilot, MarginalPilot):
             raise ValueError("a survey is learned from with MarginalPilot: give it to the model")
         model.precision = torch.bfloat16 if recipe.precision == Precision.MIXED.value else None
-        super().__init__(model.to(device), recipe, seed=seed)
+        levels = NoiseLevels(recipe.rings).to(device) if recipe.unsure else None
+        super().__init__(
+            model.to(device), recipe, losses=lambda rng: [levels] if levels else [], seed=seed
+        )
+        self.levels = levels
         self.device = device
         self.reobservation = reobservation or Reobservation()
         split = partial(splitting, block=recipe.block)
         every: dict[str, Maker] = {
             "consistency": lambda seen, pilot, rng: consistency(seen),
             "risk": risk,
+            "unsure": partial(unsure, rings=recipe.rings),
             "recorrupted": recorrupted,
             "splitting": split,
             "truth": lambda seen, pilot, rng: truth(seen),
@@ -289,7 +296,11 @@ class SurveyTraining(Loop):
         draw = torch.rand(recipe.batch * share.world, 2, generator=self.rng).tolist()
         chosen = [self._choose(kinds, list(weights.values()), *pair) for pair in draw]
         tasks = [self._task(*key) for key in chosen[share.rank :: share.world]]
-        return values(self.model, tasks).mean()
+        if self.levels is None:
+            return values(self.model, tasks).mean()
+        levels = self.levels()
+        # a process whose tasks do not use them takes part in their step as well
+        return values(self.model, tasks, levels).mean() + 0 * levels.sum()
 
     def validation_loss(self) -> Tensor:
         """

@@ -11,6 +11,7 @@ from deepinv_astro.training.schedule import Schedule
 
 __all__ = ["Precision", "SurveyRecipe"]
 
+_PARTS = ("consistency", "risk", "unsure", "recorrupted", "splitting", "truth", "again")
 #: Tables of the operators of a task and what their gradients keep, for each pixel of each frame.
 _BYTES = 330
 
@@ -29,7 +30,8 @@ class SurveyRecipe(Schedule):
     .. math::
 
         \min_f \; \mathbb E_{\text{star}} \Big[ w_{\mathrm{MC}}\, \ell_{\mathrm{MC}}
-        + w_{\mathrm{SURE}}\, \ell_{\mathrm{SURE}} + w_{\mathrm{R2R}}\, \ell_{\mathrm{R2R}}
+        + w_{\mathrm{SURE}}\, \ell_{\mathrm{SURE}}
+        + w_{\mathrm{UNSURE}}\, \max_\eta \ell_{\mathrm{UNSURE}} + w_{\mathrm{R2R}}\, \ell_{\mathrm{R2R}}
         + w_{\mathrm{split}}\, \ell_{\mathrm{split}} + w_{\mathrm{true}}\, \ell_{\mathrm{true}}
         + w_{\mathrm{again}}\, \ell_{\mathrm{again}} \Big] \Big/ \sum w
 
@@ -39,6 +41,8 @@ class SurveyRecipe(Schedule):
 
     :param float consistency: weight of :func:`~deepinv_astro.training.consistency`, no risk.
     :param float risk: of :func:`~deepinv_astro.training.risk`, SURE.
+    :param float unsure: of :func:`~deepinv_astro.training.unsure`, the risk for noise whose level in each ring about
+        the star is not known; the levels are those of all stars.
     :param float recorrupted: of :func:`~deepinv_astro.training.recorrupted`, R2R.
     :param float splitting: of :func:`~deepinv_astro.training.splitting`, frames held out.
     :param float truth: of :func:`~deepinv_astro.training.truth`, for references.
@@ -49,6 +53,7 @@ class SurveyRecipe(Schedule):
     :param int again_every: steps between two stars observed again.
     :param int again_kept: how many of the latest are kept.
     :param int draws: splits, probes and noises of each star, made once.
+    :param int rings: of ``unsure``.
     :param int block: most frames of a block of :func:`~deepinv_astro.training.splitting`.
     :param int window: stars whose operators are held in memory, and half as many of those held out: some 35 MB
         for each with 24 frames of 65 x 65, 160 MB with 61 of 101 x 101. They
@@ -68,6 +73,7 @@ class SurveyRecipe(Schedule):
 
     consistency: float = 0.0
     risk: float = 0.0
+    unsure: float = 0.0
     recorrupted: float = 0.0
     splitting: float = 1.0
     truth: float = 0.0
@@ -76,6 +82,7 @@ class SurveyRecipe(Schedule):
     again_every: int = 4
     again_kept: int = 64
     draws: int = 2
+    rings: int = 4
     block: int = 3
     window: int = 64
     precision: str = Precision.SINGLE.value
@@ -86,14 +93,12 @@ class SurveyRecipe(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_counts("again_every", "again_kept", "draws", "block", "window")
-        self.check_weights("consistency", "risk", "recorrupted", "splitting", "truth", "again")
+        self.check_counts("again_every", "again_kept", "draws", "rings", "block", "window")
+        self.check_weights(*_PARTS)
         if not 0 <= self.again_after <= 1:
             raise ValueError(f"`again_after` must be in [0, 1], got {self.again_after}")
-        if not any(self.weights()[name] for name in self.weights() if name != "again"):
-            raise ValueError(
-                "one weight of consistency, risk, recorrupted, splitting or truth must be positive"
-            )
+        if not set(self.weights()) - {"again"}:
+            raise ValueError(f"one weight of {', '.join(_PARTS[:-1])} must be positive")
         object.__setattr__(self, "precision", Precision(self.precision).value)
 
     @staticmethod
@@ -120,5 +125,4 @@ class SurveyRecipe(Schedule):
 
         :return: (dict) from name to weight.
         """
-        names = ("consistency", "risk", "recorrupted", "splitting", "truth", "again")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {name: getattr(self, name) for name in _PARTS if getattr(self, name)}

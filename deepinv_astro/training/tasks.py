@@ -2,6 +2,7 @@ r"""Problems whose answers can be judged without the truth, made of one sequence
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
 from deepinv_astro.models import MarginalPilot, NormalEquations, PilotNetwork
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
+from deepinv_astro.training.noise_levels import ring_labels
 
 __all__ = [
     "Observation",
@@ -24,6 +26,7 @@ __all__ = [
     "risk",
     "splitting",
     "truth",
+    "unsure",
     "values",
 ]
 
@@ -92,16 +95,33 @@ class Part(NamedTuple):
 
     .. math::
 
-        \ell(f) = \hat x^\top N' \hat x - 2\, b'^\top \hat x , \qquad \hat x = f(N, b, x_0, \sigma)
+        \ell(f) = \hat x^\top N' \hat x - 2 \Big( b' + \sum_j \eta_j s_j \Big)^{\!\top} \hat x ,
+        \qquad \hat x = f(N, b, x_0, \sigma)
 
     :param NormalEquations given: :math:`N, b, x_0, \sigma`.
     :param normal: the map :math:`N'`; none for zero.
     :param torch.Tensor back: :math:`b'`, ``(1, C, H, W)``.
+    :param torch.Tensor slopes: :math:`s_j`, ``(J, C, H, W)``, where the level :math:`\eta_j` of the noise is
+        not known; else none.
     """
 
     given: NormalEquations
     normal: Callable[[Tensor], Tensor] | None
     back: Tensor
+    slopes: Tensor | None = None
+
+    def target(self, levels: Tensor | None) -> Tensor:
+        r"""
+        What the image is compared with, :math:`b' + \sum_j \eta_j s_j`.
+
+        :param torch.Tensor levels: :math:`\eta`, ``(J,)``; ones if not given.
+        :return: (:class:`torch.Tensor`) ``(1, C, H, W)``.
+        """
+        if self.slopes is None:
+            return self.back
+        if levels is None:
+            return self.back + self.slopes.sum(0)
+        return self.back + torch.tensordot(levels, self.slopes, 1)
 
 
 #: The loss of a task is the sum over its parts.
@@ -135,8 +155,13 @@ def risk(
         p^\top W A\, \frac{f(y + \tau p) - f(y)}{\tau}, \quad p \sim \Sigma .
 
     The probe :math:`p` is the residual of the pilot with random signs of its modes in time
-    (:meth:`~deepinv_astro.optim.temporal.FrozenMetric.resigned`). The derivative is that of the whole
-    reconstruction: the pilot is run again at :math:`y + \tau p`.
+    (:meth:`~deepinv_astro.optim.temporal.FrozenMetric.resigned`), turned about the star by a quarter of a
+    turn or more: unturned, its patterns are those of the noise, which a metric made of the data follows,
+    and the trace has the wrong sign. The derivative is that of the whole reconstruction: the pilot is
+    run again at :math:`y + \tau p`.
+
+    :math:`W` is that of the residual, in which less is left of the noise than there was. Therefore the
+    trace is too small, by a factor of about three for 24 frames: see :func:`unsure`.
 
     :param Observation seen: the sequence.
     :param MarginalPilot pilot: makes the equations.
@@ -150,6 +175,46 @@ def risk(
     return (
         Part(seen.whole, normal, seen.whole.back + slope),
         Part(moved, None, -slope),
+    )
+
+
+def unsure(
+    seen: Observation,
+    pilot: MarginalPilot,
+    generator: torch.Generator | None = None,
+    *,
+    rings: int = 4,
+    tau: float = 0.05,
+) -> Task:
+    r"""Risk for speckles whose level is not known: UNSURE (Tachella+ 2025), one multiplier for each ring.
+
+    .. math::
+
+        \| A \hat x - y \|_W^2
+        + 2 \sum_j \eta_j \operatorname{tr} P_j \frac{\partial A \hat x}{\partial y} ,
+
+    with :math:`P_j` the pixels of ring :math:`j`. The covariance in time of each pixel is
+    :math:`\eta_j W^{-1}`: :func:`risk` is the case :math:`\eta = 1`, the estimated level. The network descends,
+    :math:`\eta` ascends (:class:`~deepinv_astro.training.NoiseLevels`), until nothing is left of the trace in any
+    ring, on the mean over the stars. What is found is larger than the noise,
+    :math:`\sigma^2 / (1 - \mathrm{MMSE} / \sigma^2)`. Probe and derivative are those of :func:`risk`.
+
+    :param Observation seen: the sequence.
+    :param MarginalPilot pilot: makes the equations.
+    :param torch.Generator generator: source of the probe.
+    :param int rings: number of rings, see :func:`~deepinv_astro.training.noise_levels.ring_labels`.
+    :param float tau: step of the derivative along the probe.
+    :return: the task, of two parts.
+    """
+    probe, normal, physics = _probe(seen, generator), _operator(seen.whole), seen.physics
+    row, column = physics.center[0, 0].tolist()
+    labels = ring_labels(physics.detector_size, (row, column), rings).to(seen.y.device)
+    weighted = normal.metric(probe) / tau
+    slopes = torch.cat([physics.A_adjoint(weighted * (labels == j)) for j in range(rings)])
+    moved = pilot(seen.y + tau * probe, physics)
+    return (
+        Part(seen.whole, normal, seen.whole.back, slopes),
+        Part(moved, None, torch.zeros_like(seen.whole.back), -slopes),
     )
 
 
@@ -226,7 +291,7 @@ def truth(seen: Observation) -> Task:
     return (Part(seen.whole, seen.whole.normal, seen.whole.normal(seen.x)),)
 
 
-def values(model: PilotNetwork, tasks: list[Task]) -> Tensor:
+def values(model: PilotNetwork, tasks: list[Task], levels: Tensor | None = None) -> Tensor:
     r"""Loss of each task, per pixel and in units of the brightness of what was given.
 
     .. math::
@@ -238,6 +303,7 @@ def values(model: PilotNetwork, tasks: list[Task]) -> Tensor:
 
     :param PilotNetwork model: :math:`f`.
     :param list tasks: problems of any sizes.
+    :param torch.Tensor levels: :math:`\eta` of :func:`unsure`, ``(J,)``; ones if not given.
     :return: (:class:`torch.Tensor`) a value for each task.
     """
     parts = [(k, part) for k, task in enumerate(tasks) for part in task]
@@ -249,7 +315,9 @@ def values(model: PilotNetwork, tasks: list[Task]) -> Tensor:
         for (k, part), x in zip(group, images.split(1), strict=True):
             first = tasks[k][0].given
             level = 1 + (first.start / first.scale).square().mean()
-            slope = -2 * part.back if part.normal is None else part.normal(x) - 2 * part.back
+            slope = -2 * part.target(levels)
+            if part.normal is not None:
+                slope = slope + part.normal(x)
             total[k] = total[k] + (x * slope).mean() / level
     return torch.stack(total)
 
@@ -261,7 +329,43 @@ def _operator(equations: NormalEquations) -> WhitenedOperator:
 
 
 def _probe(seen: Observation, generator: torch.Generator | None) -> Tensor:
-    """Residual of the pilot with other signs; zero where nothing was measured."""
-    metric = _operator(seen.whole).metrics[0]
+    """Residual of the pilot with other signs, turned; zero where nothing was measured."""
+    metric, (row, column) = _operator(seen.whole).metrics[0], seen.physics.center[0, 0].tolist()
     residual = seen.y - seen.physics.A(seen.whole.start)
-    return metric.resigned(residual.nan_to_num(0.0), generator)
+    noise = metric.resigned(residual.nan_to_num(0.0), generator)
+    angle = math.pi * (0.5 + float(torch.rand((), generator=generator)))
+    return torch.where(torch.isfinite(seen.y), turned(noise, (row, column), angle), 0.0)
+
+
+def turned(noise: Tensor, center: tuple[float, float], angle: float) -> Tensor:
+    """
+    Images turned about a point, by the nearest pixel: variances stay as they are.
+
+    What lies outside is replaced by the pixel opposite to the point.
+
+    :param torch.Tensor noise: ``(..., h, w)``.
+    :param tuple center: row and column.
+    :param float angle: in radians, counter-clockwise as displayed.
+    :return: (:class:`torch.Tensor`) of the same shape.
+
+    >>> import torch
+    >>> from deepinv_astro.training.tasks import turned
+    >>> turned(torch.tensor([[0, 0, 0], [0, 0, 7], [0, 0, 0]]), (1.0, 1.0), torch.pi / 2)
+    tensor([[0, 0, 0],
+            [0, 0, 0],
+            [0, 7, 0]])
+    """
+    size = noise.shape[-2:]
+    axes = (torch.arange(n) - c for n, c in zip(size, center, strict=True))
+    i, j = torch.meshgrid(*axes, indexing="ij")
+    cos, sin = math.cos(angle), math.sin(angle)
+    found = [cos * i - sin * j, sin * i + cos * j]
+    pairs = zip(found, center, size, strict=True)
+    inside = torch.stack([((v + c).round() >= 0) & ((v + c).round() < n) for v, c, n in pairs]).all(
+        0
+    )
+    rows, columns = (
+        (torch.where(inside, v, -opposite) + c).round().long().clamp(0, n - 1).to(noise.device)
+        for v, opposite, c, n in zip(found, (i, j), center, size, strict=True)
+    )
+    return noise[..., rows, columns]

@@ -50,7 +50,7 @@ from deepinv_astro.training import Reobservation, SurveyRecipe, SurveyTraining, 
 
 SIZE, FRAMES = 65, 24
 TRAIN, VALIDATE, TEST = 256, 24, 40
-RECIPE = SurveyRecipe(steps=600, validate_every=100, patience=100)
+RECIPE = SurveyRecipe(steps=1200, validate_every=100, patience=100)
 #: The image of the pilot, without a network, and the method that learns nothing.
 START, CLASSICAL = "first image", "marginal"
 ADAPTED, ADAPTED_FROM, TO_ADAPT = "full recipe + adaptation", "full recipe", 10
@@ -77,6 +77,7 @@ ROWS = {
     "MC only": Row({"splitting": 0.0, "consistency": 1.0, "draws": 1}),
     "frame splitting": Row({}),
     "SURE": Row(SURE),
+    "UNSURE": Row({"splitting": 0.0, "unsure": 1.0, "draws": 1}),
     "SURE + rotation": Row({**SURE, "again": 1.0}, ROTATED),
     "SURE + stretch": Row({**SURE, "again": 1.0}, ROTATED._replace(stretch=1.0)),
     "full recipe": Row({"again": 1.0}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,13 @@ from torch import Tensor
 
 from deepinv_astro.datasets import PSFError, SyntheticSurvey
 from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
-from deepinv_astro.models import MarginalPilot, SmallUNet, UnrolledADI
+from deepinv_astro.models import (
+    MarginalPilot,
+    NormalEquations,
+    PilotNetwork,
+    SmallUNet,
+    UnrolledADI,
+)
 from deepinv_astro.optim import Marginal
 from deepinv_astro.training import (
     Observation,
@@ -30,13 +37,16 @@ from deepinv_astro.training import (
     risk,
     splitting,
     truth,
+    unsure,
     values,
 )
+from deepinv_astro.training.noise_levels import ring_labels
 from deepinv_astro.training.packing import pack, unpack
+from deepinv_astro.training.tasks import turned
 
 PILOT = MarginalPilot(Marginal(iterations=(3, 4)))
 ALL = SurveyRecipe(
-    consistency=0.5, risk=1.0, recorrupted=1.0, splitting=1.0, again=2.0, again_after=0.25,
+    consistency=0.5, risk=1.0, unsure=1.0, recorrupted=1.0, splitting=1.0, again=2.0, again_after=0.25,
     again_every=1, again_kept=2, draws=1, window=4, steps=12, warmup=2, batch=2, validate_every=4,
 )  # fmt: skip
 
@@ -67,6 +77,15 @@ def training(recipe: SurveyRecipe = ALL, **options: Any) -> SurveyTraining:
 @pytest.fixture(scope="module")
 def seen() -> Observation:
     return observe(stars().train[1], PILOT)
+
+
+def probed(seen: Observation, seed: int) -> Tensor:
+    """The residual with other signs, half of a turn about the star but for a quarter."""
+    rng = torch.Generator().manual_seed(seed)
+    metric = seen.whole.normal.metrics[0]  # type: ignore[attr-defined]
+    noise = metric.resigned(seen.y - seen.physics.A(seen.whole.start), rng)
+    row, column = (float(c) for c in seen.physics.center[0, 0])
+    return turned(noise, (row, column), math.pi * (0.5 + float(torch.rand((), generator=rng))))
 
 
 def cost(x: Tensor, y: Tensor, seen: Observation, metric: Any, physics: Any) -> float:
@@ -104,10 +123,7 @@ def test_risk_has_the_divergence_of_the_whole_reconstruction(seen: Observation) 
     net, tau = model().train(), 0.05
     task = risk(seen, PILOT, torch.Generator().manual_seed(5), tau=tau)
     found = float(values(net, [task]).detach())
-    metric = seen.whole.normal.metrics[0]
-    probe = metric.resigned(
-        seen.y - seen.physics.A(seen.whole.start), torch.Generator().manual_seed(5)
-    )
+    metric, probe = seen.whole.normal.metrics[0], probed(seen, 5)
     with torch.no_grad():
         x = net.refine(seen.whole)
         moved = net.refine(PILOT(seen.y + tau * probe, seen.physics))
@@ -119,13 +135,109 @@ def test_risk_has_the_divergence_of_the_whole_reconstruction(seen: Observation) 
     assert abs(2 * divergence) > 0.01 * abs(misfit)
 
 
+def test_the_level_of_each_ring_weighs_its_part_of_the_divergence(seen: Observation) -> None:
+    """Against the same difference, computed on sequences; all together it is the risk."""
+    net, tau, rings = model().train(), 0.05, 3
+    task = unsure(seen, PILOT, torch.Generator().manual_seed(5), rings=rings, tau=tau)
+    whole = risk(seen, PILOT, torch.Generator().manual_seed(5), tau=tau)
+    torch.testing.assert_close(values(net, [task]), values(net, [whole]), rtol=1e-3, atol=1e-5)
+    levels = torch.tensor([0.5, 1.5, 3.0], requires_grad=True)
+    values(net, [task], levels).sum().backward()
+    metric = seen.whole.normal.metrics[0]  # type: ignore[attr-defined]
+    probe = probed(seen, 5)
+    with torch.no_grad():
+        moved = net.refine(PILOT(seen.y + tau * probe, seen.physics)) - net.refine(seen.whole)
+        product = metric(probe) * seen.physics.A(moved) / tau
+    row, column = (float(c) for c in seen.physics.center[0, 0])
+    i, j = torch.meshgrid(torch.arange(19) - row, torch.arange(21) - column, indexing="ij")
+    ring = (torch.hypot(i, j) / (9.5 / rings)).floor().clamp_max(rings - 1)
+    parts = torch.stack([product[..., ring == k].sum() for k in range(rings)])
+    level = 1 + float((seen.whole.start / seen.whole.scale).square().mean())
+    expected = 2 * parts / seen.whole.start.numel() / level
+    assert levels.grad is not None
+    torch.testing.assert_close(levels.grad, expected, rtol=1e-3, atol=1e-6)
+
+
+class Gain(PilotNetwork):
+    r"""The multiple :math:`a \sigma^2 b` of the data that were brought back."""
+
+    def __init__(self) -> None:
+        super().__init__(PILOT)
+        self.gain = torch.nn.Parameter(torch.tensor(0.3))
+
+    def corrected(self, first: Tensor, equations: NormalEquations) -> Tensor:
+        raise NotImplementedError
+
+    def refine(self, equations: NormalEquations) -> Tensor:
+        return self.gain * equations.scale.square() * equations.back
+
+
+def test_levels_ascend_to_the_saddle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one gain a: the divergence must vanish, so a = 0, where the slope of the misfit gives the level."""
+    monkeypatch.setattr("deepinv_astro.training.noise_levels._RATE", 1.0)
+    given = stars()
+    recipe = SurveyRecipe(
+        splitting=0.0, unsure=1.0, again=0.0, rings=1, draws=1, batch=1, steps=800, warmup=1,
+        learning_rate=0.01, validate_every=800, averaging=0.5,
+    )  # fmt: skip
+    made = SurveyTraining(Gain(), [given.train[0]], given.validation, recipe)
+    made.prepare()
+    whole, moved = made.train.task(0, "unsure", 0)
+    linear = [part.given.scale.square() * part.given.back for part in (whole, moved)]
+    assert whole.slopes is not None
+    trace = (whole.slopes * (linear[1] - linear[0])).sum()
+    expected = float((whole.back * linear[0]).sum() / trace)
+    assert 1 < expected < 8
+    assert made.levels is not None
+    assert made.levels.levels.item() == pytest.approx(0.5)
+    made.run()
+    assert made.levels.levels.item() == pytest.approx(expected, rel=0.03)
+    assert abs(made.model.gain.item()) < 0.02  # type: ignore[operator]
+    again = SurveyTraining(Gain(), [given.train[0]], given.validation, recipe)
+    again.load_state_dict(made.state_dict())
+    assert again.levels is not None
+    torch.testing.assert_close(again.levels.levels, made.levels.levels)
+
+
+def test_the_divergence_has_the_sign_of_the_noise_that_is_fitted() -> None:
+    """White noise, no disk: the penalty of Stein is what the image takes of the noise, n^T W A x > 0."""
+    found, expected = [], []
+    physics = stars().train[0]["params"]
+    for seed in range(6):
+        noise = torch.randn(1, 8, 19, 21, generator=torch.Generator().manual_seed(seed))
+        seen = observe({"y": noise, "params": physics}, PILOT)
+        rng = torch.Generator().manual_seed(seed)
+        whole, moved = unsure(seen, PILOT, rng, rings=1)
+        assert whole.slopes is not None
+        found.append(float((whole.slopes * (moved.given.start - whole.given.start)).sum()))
+        metric = seen.whole.normal.metrics[0]  # type: ignore[attr-defined]
+        expected.append(float((metric(seen.y) * seen.physics.A(seen.whole.start)).sum()))
+    assert 0.2 < sum(found) / sum(expected) < 1.2
+
+
+def test_turned_noise_keeps_its_place_in_the_rings() -> None:
+    noise = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned(noise, (4.0, 5.0), 0.0), noise)
+    half = turned(noise, (4.0, 5.0), math.pi)
+    torch.testing.assert_close(half, noise.flip(-1, -2))
+    quarter = turned(noise, (4.0, 5.0), math.pi / 2)
+    torch.testing.assert_close(quarter[:, 4, 5], noise[:, 4, 5])
+    torch.testing.assert_close(quarter[:, 7, 5], noise[:, 4, 8])  # towards columns, to towards rows
+    torch.testing.assert_close(quarter[:, 4, 0], noise[:, 4, 10])  # from outside: the opposite one
+
+
+def test_rings_are_about_the_star_and_end_at_the_edge() -> None:
+    labels = ring_labels((7, 9), (3.0, 5.0), 3)
+    assert labels.shape == (7, 9)
+    assert labels[3].tolist() == [2, 2, 2, 1, 0, 0, 0, 1, 2]
+    assert int(labels[6, 0]) == 2
+
+
 def test_recorrupted_data_are_judged_by_the_opposite_noise(seen: Observation) -> None:
     net, a = model().train(), 0.5
     (part,) = recorrupted(seen, PILOT, torch.Generator().manual_seed(5), strength=a)
     metric = seen.whole.normal.metrics[0]
-    noise = metric.resigned(
-        seen.y - seen.physics.A(seen.whole.start), torch.Generator().manual_seed(5)
-    )
+    noise = probed(seen, 5)
     torch.testing.assert_close(part.given.start, PILOT(seen.y + a * noise, seen.physics).start)
     x = net.refine(part.given).detach()
     found = float((x * (part.normal(x) - 2 * part.back)).sum())  # type: ignore[misc]
@@ -152,13 +264,14 @@ def test_tasks_of_several_sizes_are_valued_together(seen: Observation) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [risk, recorrupted, splitting])
+@pytest.mark.parametrize("make", [risk, recorrupted, splitting, unsure])
 def test_packed_tasks_are_the_same(make: Any, seen: Observation, tmp_path: Path) -> None:
     task = make(seen, PILOT, torch.Generator().manual_seed(2))
     torch.save(pack(task), tmp_path / "t.pt")
     again = unpack(torch.load(tmp_path / "t.pt", weights_only=True))
     net = model()
-    torch.testing.assert_close(values(net, [again]), values(net, [task]))
+    levels = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    torch.testing.assert_close(values(net, [again], levels), values(net, [task], levels))
     if make is risk:  # one operator, not two with tables of their own
         assert again[0].normal is again[0].given.normal
         assert again[1].given.normal.physics is again[0].given.normal.physics
@@ -251,7 +364,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 def test_tasks_are_found_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = training(folder=tmp_path)
-    kinds = ["consistency", "recorrupted", "risk", "splitting", "whole"]
+    kinds = ["consistency", "recorrupted", "risk", "splitting", "unsure", "whole"]
     names = sorted(p.name for p in (tmp_path / "train").iterdir())
     assert names == [f"{star:06d}-{kind}.pt" for star in range(3) for kind in kinds]
     assert len(list((tmp_path / "validate").iterdir())) == 4
@@ -282,7 +395,7 @@ def test_all_parts_are_drawn_and_stars_seen_again_late() -> None:
     made._task = follow  # type: ignore[method-assign]
     made.run()
     assert {kind for _, kind in kinds} == {
-        "consistency", "risk", "recorrupted", "splitting", "again",
+        "consistency", "risk", "unsure", "recorrupted", "splitting", "again",
     }  # fmt: skip
     assert min(step for step, kind in kinds if kind == "again") >= 3
     assert len(made.again) == 2
@@ -403,6 +516,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
         ("window", 2.5),
         ("again_after", 1.5),
         ("precision", "int8"),
+        ("unsure", -0.5),
+        ("rings", 0),
     ],
 )
 def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
