@@ -23,19 +23,19 @@ HIDDEN = (
 
 
 class Network(NamedTuple):
-    """A network, what its file says of it, and most steps of its adaptation."""
+    """A network, what its file says of it, and most steps of its adaptation; None for none."""
 
     model: UnrolledADI
     file: WeightsFile
-    steps: int
+    steps: int | None
 
 
-def read_network(weights: Path | None, steps: int) -> Network:
+def read_network(weights: Path | None, steps: int | None) -> Network:
     """
     Read the weights.
 
     :param pathlib.Path weights: the file; None for that of the package.
-    :param int steps: of the adaptation; 0 for none.
+    :param int steps: of the weights in the adaptation; None for no adaptation.
     :return: the network.
     :raises ValueError: if there is no such file, or it is something else.
     """
@@ -63,13 +63,13 @@ def solve(network: Network, problem: Problem, stages: Stages, seed: int) -> Solu
     }
     data = f": {file.card['data'].rstrip('.')}" if "data" in file.card else ""
     notes = [f"Weights {file.name} (SHA-256 {file.digest}...){data}.", HIDDEN]
-    if network.steps:
+    if network.steps is not None:
         from deepinv_astro.training import adapt
 
         stages.begin("first images", 1)
         found = adapt(
-            model, y, physics, steps=network.steps, seed=seed,
-            progress=lambda done: stages.begin("adaptation", network.steps)(done),
+            model, y, physics, steps=(steps := network.steps), seed=seed,
+            progress=lambda done: stages.begin("adaptation", steps)(done),
         )  # fmt: skip
         parameters["adaptation"] = described(found)
         return Solution(found.image, parameters, (*notes, verdict(found)))
@@ -87,6 +87,8 @@ def described(found: Adaptation) -> dict[str, Any]:
         "chosen_step": found.chosen,
         "risk_before": found.before,
         "risk_after": found.after,
+        "ring_gains": found.gains.values.tolist(),
+        "ring_gains_std": found.gains.std.tolist(),
         "history": [line._asdict() for line in found.history],
     }
 
@@ -97,22 +99,27 @@ def verdict(found: Adaptation) -> str:
 
     >>> from types import SimpleNamespace
     >>> from deepinv_astro.training import AdaptationStep
-    >>> lines = (AdaptationStep(0, -1.2, 0.0, 0.0), AdaptationStep(8, -1.3, 0.1, 0.04))
-    >>> done = SimpleNamespace(history=lines, chosen=8, before=-1.2, after=-1.3)
-    >>> verdict(done)
-    'Adapted by 8 of 8 steps: the risk in frames held out fell from -1.2 to -1.3 (by 0.1 +- 0.04; empty image: 0).'
+    >>> lines = (AdaptationStep(0, -1.25, 0.05, 0.02), AdaptationStep(8, -1.3, 0.1, 0.04))
+    >>> gains = SimpleNamespace(values=torch.tensor([1.1, 0.95]))
+    >>> done = SimpleNamespace(history=lines, chosen=8, before=-1.2, after=-1.3, gains=gains)
+    >>> for line in verdict(done).split(": "):
+    ...     print(line)
+    Adapted by gains of 2 rings (from the star outwards 1.10, 0.95) and 8 of 8 steps
+    the risk in frames held out fell from -1.2 to -1.3 (by 0.1 +- 0.04; empty image
+    0).
     >>> done.chosen, done.after = 0, -1.2
     >>> verdict(done)
-    'Not adapted: kept the weights as they were; none of 8 steps lowered the risk in frames held out (-1.2).'
+    'Not adapted: nothing lowered the risk in frames held out (-1.2).'
     """
-    steps = found.history[-1].step
-    if found.chosen == 0:
-        return (
-            "Not adapted: kept the weights as they were; "
-            f"none of {steps} steps lowered the risk in frames held out ({found.before:.4g})."
-        )
+    if not found.after < found.before:
+        return f"Not adapted: nothing lowered the risk in frames held out ({found.before:.4g})."
+    steps, gains = found.history[-1].step, found.gains.values.tolist()
     line = next(line for line in found.history if line.step == found.chosen)
+    text = ", ".join(f"{gain:.2f}" for gain in gains)
+    weights = f" and {found.chosen} of {steps} steps" if found.chosen else ""
+    kept = f" None of {steps} steps lowered it more." if steps and not found.chosen else ""
     return (
-        f"Adapted by {found.chosen} of {steps} steps: the risk in frames held out fell from {found.before:.4g} "
-        f"to {found.after:.4g} (by {line.gain:.2g} +- {line.error:.2g}; empty image: 0)."
+        f"Adapted by gains of {len(gains)} rings (from the star outwards {text}){weights}: "
+        f"the risk in frames held out fell from {found.before:.4g} to {found.after:.4g} "
+        f"(by {line.gain:.2g} +- {line.error:.2g}; empty image: 0).{kept}"
     )

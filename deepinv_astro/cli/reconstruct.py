@@ -53,9 +53,10 @@ AdaptOption = Annotated[
     int | None,
     typer.Option(
         "--adapt",
-        min=1,
+        min=0,
         metavar="STEPS",
-        help="Fit the network of the method learned to this sequence by at most so many steps; 24 is enough.",
+        help="Fit the method learned to this sequence: 0, the brightness of rings about the star; more, weights of "
+        "the network as well, by at most so many steps.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
@@ -115,7 +116,7 @@ def reconstruct(
         if method is Method.LEARNED:
             from deepinv_astro.cli.learned import read_network
 
-            network = read_network(weights, adapt or 0)
+            network = read_network(weights, adapt)
 
         with heard_warnings() as doubts:
             sequence = files.read()

@@ -7,9 +7,11 @@ from deepinv_astro.training.adaptation import (
     with_visible_change,
 )
 from deepinv_astro.training.loop import Loop, Share, Validation
+from deepinv_astro.training.noise_levels import NoiseLevels
 from deepinv_astro.training.recipe import Recipe
 from deepinv_astro.training.reobservation import Reobservation
 from deepinv_astro.training.restoration import Restoration, noise_level
+from deepinv_astro.training.ring_gains import RingGains, fit_ring_gains
 from deepinv_astro.training.schedule import Schedule
 from deepinv_astro.training.survey import Stars, SurveyTasks, SurveyTraining
 from deepinv_astro.training.survey_recipe import Precision, SurveyRecipe
@@ -22,6 +24,7 @@ from deepinv_astro.training.tasks import (
     risk,
     splitting,
     truth,
+    unsure,
     values,
 )
 from deepinv_astro.training.trainer import Training
@@ -30,12 +33,14 @@ __all__ = [
     "Adaptation",
     "AdaptationStep",
     "Loop",
+    "NoiseLevels",
     "Observation",
     "Part",
     "Precision",
     "Recipe",
     "Reobservation",
     "Restoration",
+    "RingGains",
     "Schedule",
     "Share",
     "Stars",
@@ -46,12 +51,14 @@ __all__ = [
     "Validation",
     "adapt",
     "consistency",
+    "fit_ring_gains",
     "noise_level",
     "observe",
     "recorrupted",
     "risk",
     "splitting",
     "truth",
+    "unsure",
     "values",
     "with_visible_change",
 ]

@@ -14,6 +14,7 @@ from deepinv_astro.loss.frame_splitting import frame_subset
 from deepinv_astro.models import MarginalPilot, NormalEquations, PilotNetwork
 from deepinv_astro.optim.temporal import LEAST_ROTATION
 from deepinv_astro.physics import ADI
+from deepinv_astro.training.ring_gains import RingGains, fit_ring_gains
 from deepinv_astro.training.tasks import Part, values
 
 __all__ = ["Adaptation", "AdaptationStep", "adapt", "with_visible_change"]
@@ -45,9 +46,10 @@ class Adaptation:
 
     :param PilotNetwork model: network with the weights of the chosen step, in ``eval`` mode; the weights
         given if that is 0.
-    :param torch.Tensor image: ``(1, C, H, W)``: of this network where the data see it, zero-shot
-        elsewhere.
-    :param tuple history: of :class:`AdaptationStep`.
+    :param torch.Tensor image: ``(1, C, H, W)``: of this network, with the gains, where the data see it;
+        zero-shot elsewhere.
+    :param RingGains gains: factors of the rings of the image.
+    :param tuple history: of :class:`AdaptationStep`; step 0 has the gains alone.
     :param int chosen: step of the least risk; 0 where no other is below it by the margin.
     :param float before: risk of the zero-shot image; that of an empty one is 0.
     :param float after: risk at the chosen step, never above ``before``.
@@ -55,6 +57,7 @@ class Adaptation:
 
     model: PilotNetwork
     image: Tensor
+    gains: RingGains
     history: tuple[AdaptationStep, ...]
     chosen: int
     before: float
@@ -66,7 +69,7 @@ def adapt(
     y: Tensor,
     physics: ADI,
     *,
-    steps: int = 24,
+    steps: int = 0,
     seed: int = 0,
     learning_rate: float = 5e-5,
     groups: int = 4,
@@ -76,10 +79,13 @@ def adapt(
     margin: float = 1.0,
     progress: Callable[[int], None] | None = None,
 ) -> Adaptation:
-    r"""Fit the weights of a network to one sequence, as long as frames that it has not seen agree.
+    r"""Fit a network to one sequence, as long as frames that it has not seen agree.
 
     The frames, in blocks, are dealt out to groups :math:`g`, which all turn as far as the sequence. One
-    group after the other is held out; the weights :math:`w` descend, by Adam, on the rest of them,
+    group after the other is held out and judges the image of the others: these images get a gain for each ring
+    about the star, :func:`~deepinv_astro.training.fit_ring_gains`. That is all without ``steps``.
+
+    With them, the weights :math:`w` descend as well, by Adam, on the frames that are not held out,
 
     .. math::
 
@@ -95,8 +101,10 @@ def adapt(
 
     per pixel of the image. :math:`W_g` whitens the residual of the zero-shot first image, and stays as
     it is: with a covariance that follows the image, the risk could be lowered by a wrong one. The
-    weights returned descend in the same way on all frames, with as many steps as have the least risk.
-    Zero steps are among them: by this risk the result is never worse than zero-shot.
+    weights returned descend in the same way on all frames, with as many steps as have the least risk; gains
+    are fitted after them. No steps, and no gains, are among the choices: by this risk the result is
+    never worse than zero-shot. It weighs errors by the noise of the frames, and the decibels of an image do
+    not: a few gains are safe where many weights are not.
 
     Of what the data do not see the risk says nothing, yet weights that change move it as well.
     :math:`\hat x_k` has the change of the network where it is seen, :func:`with_visible_change`.
@@ -107,7 +115,7 @@ def adapt(
     :param PilotNetwork model: trained, with a :class:`~deepinv_astro.models.MarginalPilot`.
     :param torch.Tensor y: one sequence ``(1, C, T, h, w)``; NaN where nothing was measured.
     :param ADI physics: its operator.
-    :param int steps: most steps; 0 for the zero-shot image and its risk.
+    :param int steps: most steps of the weights; 0 for the gains alone.
     :param int seed: of the order of the splits.
     :param float learning_rate: of Adam, after a short warm-up.
     :param int groups: :math:`G`, at least 3.
@@ -121,29 +129,32 @@ def adapt(
         is out of range.
     """
     _check(model, y, physics, steps, groups, every, learning_rate, weight, margin)
+    row, column = physics.sky_center.tolist()
     with torch.no_grad():
-        runs = _runs(model, y, physics, _groups(physics, groups, block), seed, learning_rate)
+        labels = _groups(physics, groups, block)
+        runs = _runs(model, y, physics, labels, seed, learning_rate, splits=steps > 0)
         zero = [run.image() for run in runs]
-        risks = [[run.risk(x) for run, x in zip(runs[1:], zero[1:], strict=True)]]
-    history, image = [_line(0, risks, risks[0])], zero[0]
-    best, weights = history[0], copy.deepcopy(model.state_dict())
+        before = [run.risk(x) for run, x in zip(runs[1:], zero[1:], strict=True)]
+        found = _brightened(runs, zero, (row, column), weight, before)
+    history, weights = [_line(0, before, found.risks)], copy.deepcopy(model.state_dict())
+    best, first = history[0], found
     for step in range(1, steps + 1):
         for run in runs:
             run.descend()
         if step % every == 0 or step == steps:
             with torch.no_grad():
-                moved = [run.changed(x, weight) for run, x in zip(runs, zero, strict=True)]
-                pairs = zip(runs[1:], moved[1:], strict=True)
-                history.append(_line(step, risks, [run.risk(x) for run, x in pairs]))
-            line = history[-1]
-            if line.risk < best.risk and line.gain > margin * line.error:
-                best, image = line, moved[0]
+                other = _brightened(runs, zero, (row, column), weight)
+            history.append(_line(step, before, other.risks))
+            more = _line(step, first.risks, other.risks)
+            if more.risk < best.risk and more.gain > margin * more.error:
+                best, found = history[-1], other
                 weights = copy.deepcopy(runs[0].model.state_dict())
         if progress is not None:
             progress(step)
     made = copy.deepcopy(model).eval()
     made.load_state_dict(weights)
-    return Adaptation(made, image, tuple(history), best.step, history[0].risk, best.risk)
+    start = sum(before) / len(before)
+    return Adaptation(made, found.image, found.gains, tuple(history), best.step, start, best.risk)
 
 
 def with_visible_change(
@@ -241,15 +252,42 @@ class _Run:
         """Of the weights as they are, from all frames of the run."""
         return self.model.eval().refine(self.whole)
 
-    def changed(self, zero: Tensor, weight: float) -> Tensor:
+    def changed(self, zero: Tensor, moved: Tensor, weight: float) -> Tensor:
         """The zero-shot image with what the data see of the change."""
-        x = with_visible_change(self.whole, zero, self.image(), weight)
+        x = with_visible_change(self.whole, zero, moved, weight)
         return x.clamp_min(0) if self.model.positive else x
 
     def risk(self, x: Tensor) -> float:
         """In the frames held out, per pixel."""
         assert self.judge is not None  # noqa: S101  the first run has none, and is not asked
         return float((x * (self.judge.normal(x) - 2 * self.judge.back)).double().mean())
+
+
+class _Brightened(NamedTuple):
+    """Image of all frames with its gains, and the risks of those of the groups."""
+
+    image: Tensor
+    gains: RingGains
+    risks: list[float]
+
+
+def _brightened(
+    runs: list[_Run],
+    zero: list[Tensor],
+    center: tuple[float, float],
+    weight: float,
+    before: list[float] | None = None,
+) -> _Brightened:
+    """What the weights show now, with gains; the zero-shot images where these do not lower the risks ``before``."""
+    images = [run.image() for run in runs]
+    judges = [run.judge for run in runs if run.judge is not None]
+    gains = fit_ring_gains(images[1:], judges, center)
+    triples = zip(runs, zero, images, strict=True)
+    moved = [run.changed(x, gains(image), weight) for run, x, image in triples]
+    risks = [run.risk(x) for run, x in zip(runs[1:], moved[1:], strict=True)]
+    if before is not None and not sum(risks) < sum(before):
+        return _Brightened(zero[0], gains._replace(values=torch.ones_like(gains.values)), before)
+    return _Brightened(moved[0], gains, risks)
 
 
 def _runs(
@@ -259,6 +297,8 @@ def _runs(
     groups: list[Tensor],
     seed: int,
     rate: float,
+    *,
+    splits: bool = True,
 ) -> list[_Run]:
     """That of all frames, then one without each group; equations are shared between them."""
     pilot = model.pilot
@@ -284,9 +324,11 @@ def _runs(
     runs = []
     for held in ((), *((g,) for g in range(len(groups)))):
         others = [g for g in range(len(groups)) if g not in held]
-        splits = [Part(without(*held, b), judges[b].normal, judges[b].back) for b in others]
+        parts = [
+            Part(without(*held, b), judges[b].normal, judges[b].back) for b in others if splits
+        ]
         judge = judges[held[0]] if held else None
-        runs.append(_Run(model, splits, without(*held), judge, seed, rate))
+        runs.append(_Run(model, parts, without(*held), judge, seed, rate))
     return runs
 
 
@@ -310,10 +352,10 @@ def _groups(physics: ADI, number: int, block: int) -> list[Tensor]:
     return found
 
 
-def _line(step: int, zero: list[list[float]], risks: list[float]) -> AdaptationStep:
+def _line(step: int, before: list[float], risks: list[float]) -> AdaptationStep:
     """Mean over the groups, and the gain with its error."""
     now = torch.tensor(risks, dtype=torch.float64)
-    gain = torch.tensor(zero[0], dtype=torch.float64) - now
+    gain = torch.tensor(before, dtype=torch.float64) - now
     error = float(gain.std() / len(gain) ** 0.5)
     return AdaptationStep(step, float(now.mean()), float(gain.mean()), error)
 

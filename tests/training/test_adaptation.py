@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from deepinv_astro.models import (
     temporal_level,
 )
 from deepinv_astro.optim import Marginal
+from deepinv_astro.optim.regions import separation
 from deepinv_astro.physics import ADI
-from deepinv_astro.training import adapt, with_visible_change
+from deepinv_astro.training import adapt, adaptation, fit_ring_gains, with_visible_change
 from deepinv_astro.training.adaptation import _groups, _runs
 
 FRAMES, SIZE = 8, (13, 15)
@@ -84,7 +86,8 @@ def test_a_bad_network_gets_better_and_the_risk_is_that_of_held_out_frames(
     with torch.no_grad():
         equations = model.prepare(y, physics)
         zero, moved = model.refine(equations), found.model.refine(equations)
-        expected = with_visible_change(equations, zero, moved, 0.01).clamp_min(0)
+        bright = found.gains(moved)
+        expected = with_visible_change(equations, zero, bright, 0.01).clamp_min(0)
     assert torch.allclose(found.image, expected, atol=1e-4)
     assert not torch.allclose(found.image, zero, atol=1e-2)
 
@@ -110,7 +113,9 @@ def test_no_weights_see_the_frames_that_judge_them(sequence: tuple[torch.Tensor,
             assert not other & held
 
 
-def test_never_worse_than_zero_shot_by_the_risk(sequence: tuple[torch.Tensor, ADI]) -> None:
+def test_never_worse_than_zero_shot_by_the_risk(
+    sequence: tuple[torch.Tensor, ADI], monkeypatch: pytest.MonkeyPatch
+) -> None:
     y, physics = sequence
     model = network(0.0)
     with torch.no_grad():
@@ -119,14 +124,83 @@ def test_never_worse_than_zero_shot_by_the_risk(sequence: tuple[torch.Tensor, AD
     for arguments in ({"learning_rate": 1.0}, {"learning_rate": 3e-3, "margin": 1e6}):
         found = adapt(model, y, physics, steps=4, every=2, **arguments)
         assert found.chosen == 0
-        assert found.after == found.before
-        assert torch.equal(found.image, zero)
+        assert found.after == found.history[0].risk < found.before
         assert all(
             torch.equal(v, model.state_dict()[k]) for k, v in found.model.state_dict().items()
         )
-    none = adapt(model, y, physics, steps=0)
-    assert torch.equal(none.image, zero)
+    none = adapt(model, y, physics)  # gains alone
+    assert torch.equal(none.image, found.image)
+    assert not torch.equal(none.image, zero)
     assert none.history == (found.history[0],)
+    # what frames held out do not ask for is not done
+    monkeypatch.setattr(adaptation, "fit_ring_gains", partial(fit_ring_gains, std=1e-9))
+    same = adapt(model, y, physics)
+    assert same.after == same.before
+    assert torch.equal(same.image, zero)
+    assert torch.equal(same.gains.values, torch.ones(6, dtype=torch.float64))
+
+
+class Dim(UnrolledADI):
+    """Shows half of the light of the inner part, and all of the other."""
+
+    def refine(self, equations: NormalEquations) -> torch.Tensor:
+        x = super().refine(equations)
+        return torch.where(separation(SIZE, (6, 7)) < 3.25, 0.5 * x, x)
+
+
+def test_a_ring_that_is_shown_too_faint_gets_its_light_back() -> None:
+    g = torch.Generator().manual_seed(3)
+    physics = ADI((1, *SIZE), torch.linspace(-10, 120, 16))
+    x = torch.zeros(1, 1, *SIZE)
+    x[..., 7, 9:11], x[..., 10, 9] = 40.0, 40.0
+    y = physics.A(x) + torch.randn(1, 1, 16, *SIZE, generator=g)
+    model = Dim(MarginalPilot(Marginal(iterations=(10, 10))), [SmallUNet(4)]).eval()
+    found = adapt(model, y, physics)
+    assert found.gains.labels.unique().tolist() == [0, 1, 2, 3, 4, 5]
+    ring = [int(found.gains.labels[r, c]) for r, c in ((7, 9), (10, 9))]
+    gains = found.gains.values[ring]
+    assert float(gains[0]) > 1.5  # the prior allows for .15
+    assert abs(float(gains[1]) - 1) < 0.1
+    errors = [float((v - x).detach().norm()) for v in (model(y, physics), found.image)]
+    assert errors[1] < 0.6 * errors[0]
+    assert found.gains.std[ring[0]] < found.gains.std[0] <= 0.15
+
+
+def test_ring_gains_are_those_of_the_dense_problem(rng: torch.Generator) -> None:
+    n, shape, rings = 30, (1, 1, 5, 6), 2
+    images, judges, curvature, slope = [], [], 0.0, 0.0
+    labels = (separation((5, 6), (2, 2)) / 1.25).long().clamp_max(1).flatten()
+    parts = []
+    for _ in range(3):
+        root = torch.randn(20, n, generator=rng, dtype=torch.float64)
+        x, b = torch.randn(2, n, generator=rng, dtype=torch.float64).unbind()
+        normal, b = root.T @ root, root.T @ root @ x + 30 * b
+        basis = torch.stack([x * (labels == j) for j in range(rings)])
+        parts.append((basis @ normal @ basis.T, basis @ b))
+        images.append(x.view(shape))
+        judges.append(
+            NormalEquations(
+                lambda v, normal=normal: (normal @ v.flatten()).view(shape),  # type: ignore[misc]
+                b.view(shape), torch.ones(shape), images[-1],
+            )
+        )  # fmt: skip
+    curvature, slope = (sum(own) for own in zip(*parts, strict=True))  # type: ignore[arg-type]
+    common = [
+        (slope - q).sum() / (curvature - p).sum()  # type: ignore[attr-defined]
+        for p, q in parts
+    ]
+    c = torch.stack(common).var(correction=0) * 2 * curvature.sum()  # type: ignore[attr-defined]
+    assert c > 1
+    precision = curvature / c + torch.eye(2) / 0.3**2
+    expected = 1 + torch.linalg.solve(precision, (slope - curvature.sum(1)) / c)  # type: ignore[attr-defined]
+    found = fit_ring_gains(images, judges, (2.0, 2.0), rings=rings, std=0.3)
+    torch.testing.assert_close(found.values, expected)
+    assert found.pixels_per_datum == pytest.approx(float(c))
+    torch.testing.assert_close(found.std, torch.linalg.inv(precision).diagonal().sqrt())
+    empty = [torch.zeros(shape, dtype=torch.float64)] * 3
+    blank = fit_ring_gains(empty, judges, (2.0, 2.0), rings=rings, std=0.3)
+    torch.testing.assert_close(blank.values, torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(blank.std, torch.full((2,), 0.3, dtype=torch.float64))
 
 
 def test_deterministic_and_seeded(sequence: tuple[torch.Tensor, ADI]) -> None:
