@@ -78,7 +78,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME=WEIGHT",
-            help="Part of the loss: splitting, risk, recorrupted, again, consistency; may be repeated. "
+            help="Part of the loss: splitting, risk, unsure, recorrupted, again, consistency; may be repeated. "
             "Default: splitting=1.",
             rich_help_panel=_SURVEY,
         ),
@@ -92,6 +92,24 @@ def train(
     precision: Annotated[
         Numbers | None,
         typer.Option(help="Of the networks. Default: float32.", rich_help_panel=_SURVEY),
+    ] = None,
+    center_std: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help="Error of the stars' positions, px: each is fitted to its own sequence first.",
+            rich_help_panel=_SURVEY,
+        ),
+    ] = None,
+    angle_std: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="The same for each angle, degrees.", rich_help_panel=_SURVEY),
+    ] = None,
+    gain_std: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, help="The same for the gain of each frame.", rich_help_panel=_SURVEY
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -136,7 +154,14 @@ def train(
             "noise": noise,
             "crop": crop,
         }
-        of_survey = {"survey": survey, "part": part, "draws": draws, "precision": precision}
+        prior = {"center_std": center_std, "angle_std": angle_std, "gain_std": gain_std}
+        of_survey = {
+            "survey": survey,
+            "part": part,
+            "draws": draws,
+            "precision": precision,
+            **prior,
+        }
         _one_kind(of_images, of_survey)
         if logger is not None:
             logger.check()
@@ -145,7 +170,7 @@ def train(
             from deepinv_astro.cli.train_survey import recipe_of, train_survey
 
             number = None if precision is None else precision.value
-            recipe = recipe_of(part or [], draws=draws, precision=number, **pace)
+            recipe = recipe_of(part or [], draws=draws, precision=number, **prior, **pace)
             folder = output or Path(f"{survey.resolve().stem}_trained")
             train_survey(
                 survey,

@@ -228,9 +228,11 @@ def _entries(root: Path) -> tuple[ManifestEntry, ...]:
         raise ValueError(f"{root}: no such folder or manifest")
     if not entries:
         names = " or ".join(MANIFEST_NAMES)
+        alone = root.is_dir() and any(root.glob("*.fits*"))
+        hint = f"; for one star, name the folder above it, {root.parent}" if alone else ""
         raise ValueError(
             f"{root} holds no sequence: expected {names}, or sub-folders with cube.fits, "
-            "angles.fits and psf.fits"
+            f"angles.fits and psf.fits{hint}"
         )
     return entries
 

@@ -13,6 +13,7 @@ from deepinv_astro.training.reobservation import Reobservation
 from deepinv_astro.training.restoration import Restoration, noise_level
 from deepinv_astro.training.ring_gains import RingGains, fit_ring_gains
 from deepinv_astro.training.schedule import Schedule
+from deepinv_astro.training.star_calibration import StarCalibration
 from deepinv_astro.training.survey import Stars, SurveyTasks, SurveyTraining
 from deepinv_astro.training.survey_recipe import Precision, SurveyRecipe
 from deepinv_astro.training.tasks import (
@@ -43,6 +44,7 @@ __all__ = [
     "RingGains",
     "Schedule",
     "Share",
+    "StarCalibration",
     "Stars",
     "SurveyRecipe",
     "SurveyTasks",

@@ -272,5 +272,6 @@ def contrast(images: Sequence[Tensor]) -> tuple[float, float]:
 
 def _foreign(path: Path) -> ValueError:
     return ValueError(
-        f"{path} is no trained restoration: pass `weights`, a file that deepinv-astro train wrote"
+        f"{path} is no trained restoration: pass `weights`, a file that deepinv-astro train wrote for images "
+        "(those of a survey are for reconstruct)"
     )

@@ -19,6 +19,7 @@ from deepinv_astro.training.loop import Loop, Share
 from deepinv_astro.training.noise_levels import NoiseLevels
 from deepinv_astro.training.packing import pack, unpack
 from deepinv_astro.training.reobservation import Reobservation
+from deepinv_astro.training.star_calibration import StarCalibration
 from deepinv_astro.training.survey_recipe import Precision, SurveyRecipe
 from deepinv_astro.training.tasks import (
     Device,
@@ -67,6 +68,7 @@ class SurveyTasks:
     :param int seed: of splits, probes and noises.
     :param folder: where tasks are stored; must be shared by all processes. Default: memory.
     :param device: where they are used.
+    :param StarCalibration calibration: fitted to each star first.
     """
 
     def __init__(
@@ -75,13 +77,14 @@ class SurveyTasks:
         pilot: MarginalPilot,
         makers: dict[str, Maker],
         *,
+        calibration: StarCalibration | None = None,
         draws: int = 1,
         seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
         device: Device = "cpu",
     ) -> None:
         self.stars, self.pilot, self.makers, self.draws = stars, pilot, makers, draws
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.calibration = seed, device, calibration
         self.folder = None if folder is None else Path(folder)
         self._packed: dict[tuple[int, str], list[dict[str, Any]]] = {}
 
@@ -140,7 +143,7 @@ class SurveyTasks:
         if not missing:
             return
         if _WHOLE in missing:
-            seen = observe(self.stars[star], self.pilot, self.device)
+            seen = observe(self.stars[star], self.pilot, self.device, self.calibration)
         else:
             item = self.stars[star]
             seen = self.observation(star)._replace(x=item["x"][None] if "x" in item else None)
@@ -256,11 +259,11 @@ class SurveyTraining(Loop):
         inside = None if folder is None else Path(folder)
         self.train = SurveyTasks(
             train, model.pilot, makers, draws=recipe.draws, seed=2 * seed, device=device,
-            folder=inside and inside / "train",
+            folder=inside and inside / "train", calibration=recipe.calibration(),
         )  # fmt: skip
         self.validate = SurveyTasks(
             validate, model.pilot, {"splitting": split}, seed=2 * seed + 1, device=device,
-            folder=inside and inside / "validate",
+            folder=inside and inside / "validate", calibration=recipe.calibration(),
         )  # fmt: skip
         self.again: list[dict[str, Any]] = []
         order = torch.Generator().manual_seed(seed)

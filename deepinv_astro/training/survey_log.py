@@ -15,7 +15,8 @@ __all__ = ["draw_survey_training"]
 
 def draw_survey_training(training: SurveyTraining, star: int = 0) -> Figure:
     r"""
-    A star held out as the pilot and as the network see it, what the network changed, and the risks so far.
+    A star held out as the pilot and as the network see it, what the network changed, and the risks so far,
+    with the step that is kept.
 
     Images are :math:`x / \sigma`, in units of the noise of a pixel's flux, which does not fall with the
     separation as the brightness does.
@@ -48,6 +49,16 @@ def draw_survey_training(training: SurveyTraining, star: int = 0) -> Figure:
     axes[3].plot([v.step for v in lines], [v.validation for v in lines], "o-", label="held out")
     trained = [v for v in lines if math.isfinite(v.train)]
     axes[3].plot([v.step for v in trained], [v.train for v in trained], label="training")
+    kept = training.chosen
+    axes[3].plot(
+        kept.step,
+        kept.validation,
+        "o",
+        ms=12,
+        mfc="none",
+        color="black",
+        label=f"kept: step {kept.step}",
+    )
     axes[3].set(title="risk without truth", xlabel="step", ylabel="per pixel; an empty image has 0")
     axes[3].legend(frameon=False)
     return figure

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from enum import Enum
 
 from deepinv_astro.training.schedule import Schedule
+from deepinv_astro.training.star_calibration import StarCalibration
 
 __all__ = ["Precision", "SurveyRecipe"]
 
@@ -52,6 +53,10 @@ class SurveyRecipe(Schedule):
         network knows something of them.
     :param int again_every: steps between two stars observed again.
     :param int again_kept: how many of the latest are kept.
+    :param float center_std: error of the position of each star on the detector, pixels. If positive, it is
+        fitted to the star's own sequence first, :class:`~deepinv_astro.training.StarCalibration`.
+    :param float angle_std: the same for the angle of each frame, degrees.
+    :param float gain_std: the same for the gain of each frame.
     :param int draws: splits, probes and noises of each star, made once.
     :param int rings: of ``unsure``.
     :param int block: most frames of a block of :func:`~deepinv_astro.training.splitting`.
@@ -81,6 +86,9 @@ class SurveyRecipe(Schedule):
     again_after: float = 0.5
     again_every: int = 4
     again_kept: int = 64
+    center_std: float = 0.0
+    angle_std: float = 0.0
+    gain_std: float = 0.0
     draws: int = 2
     rings: int = 4
     block: int = 3
@@ -94,12 +102,21 @@ class SurveyRecipe(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts("again_every", "again_kept", "draws", "rings", "block", "window")
-        self.check_weights(*_PARTS)
+        self.check_weights(*_PARTS, "center_std", "angle_std", "gain_std")
         if not 0 <= self.again_after <= 1:
             raise ValueError(f"`again_after` must be in [0, 1], got {self.again_after}")
         if not set(self.weights()) - {"again"}:
             raise ValueError(f"one weight of {', '.join(_PARTS[:-1])} must be positive")
         object.__setattr__(self, "precision", Precision(self.precision).value)
+
+    def calibration(self) -> StarCalibration | None:
+        """
+        What is fitted to each star before anything is learned from it.
+
+        :return: (:class:`StarCalibration`) none if the operators are known.
+        """
+        free = {"center": self.center_std, "angles": self.angle_std, "gain": self.gain_std}
+        return StarCalibration(**free) if any(free.values()) else None
 
     @staticmethod
     def window_for(shapes: Iterable[tuple[int, ...]], gigabytes: float = 4.0) -> int:

@@ -14,6 +14,7 @@ from deepinv_astro.models import MarginalPilot, NormalEquations, PilotNetwork
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
 from deepinv_astro.training.noise_levels import ring_labels
+from deepinv_astro.training.star_calibration import StarCalibration
 
 __all__ = [
     "Observation",
@@ -49,7 +50,12 @@ class Observation(NamedTuple):
     x: Tensor | None = None
 
 
-def observe(item: Mapping[str, Any], pilot: MarginalPilot, device: Device = "cpu") -> Observation:
+def observe(
+    item: Mapping[str, Any],
+    pilot: MarginalPilot,
+    device: Device = "cpu",
+    calibration: StarCalibration | None = None,
+) -> Observation:
     r"""
     One target of a survey with its operator and its equations.
 
@@ -58,9 +64,12 @@ def observe(item: Mapping[str, Any], pilot: MarginalPilot, device: Device = "cpu
         with the truth ``"x"`` or without.
     :param MarginalPilot pilot: makes the equations.
     :param device: where all of it is put.
+    :param StarCalibration calibration: fitted to the sequence first; none for an operator that is known.
     :return: (:class:`Observation`)
     """
     y, physics = measured(item, device)
+    if calibration is not None:
+        physics = calibration(y, physics, pilot)
     with torch.no_grad():
         x = item["x"][None].to(device) if "x" in item else None
         return Observation(y, physics, pilot(y, physics), x)

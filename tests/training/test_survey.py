@@ -24,11 +24,13 @@ from deepinv_astro.models import (
     UnrolledADI,
 )
 from deepinv_astro.optim import Marginal
+from deepinv_astro.physics import ADI
 from deepinv_astro.training import (
     Observation,
     Precision,
     Reobservation,
     Share,
+    StarCalibration,
     SurveyRecipe,
     SurveyTraining,
     consistency,
@@ -42,6 +44,7 @@ from deepinv_astro.training import (
 )
 from deepinv_astro.training.noise_levels import ring_labels
 from deepinv_astro.training.packing import pack, unpack
+from deepinv_astro.training.survey_log import draw_survey_training
 from deepinv_astro.training.tasks import turned
 
 PILOT = MarginalPilot(Marginal(iterations=(3, 4)))
@@ -298,6 +301,39 @@ def test_what_is_missing_in_a_survey_takes_no_part(seen: Observation) -> None:
     assert bool(torch.isfinite(values(model(), [task])).all())
 
 
+# ---------------------------------------------------------------- stars that are calibrated first
+def test_stars_are_calibrated_before_anything_is_learned_from_them(tmp_path: Path) -> None:
+    """A bright source tells where the star is; noise alone tells nothing."""
+    u = torch.arange(-4.0, 5)
+    psf = torch.exp(-(u[:, None] ** 2 + u**2) / 3)[None]
+    physics = ADI((1, 16, 15), torch.linspace(0, 160, 9), psf / psf.sum(), (8.5, 7.0))
+    x = torch.zeros(1, 1, 16, 15)
+    x[0, 0, 12, 5] = 900.0
+    told = {"center": torch.tensor([8.0, 7.0]), "gain": torch.ones(9)}
+    told |= {"angles": physics.angles[0], "filter": psf / psf.sum()}
+    items = [
+        {"y": source + torch.randn(1, 9, 16, 15, generator=torch.Generator().manual_seed(k)),
+         "params": told}
+        for k, source in enumerate((physics.A(x)[0], torch.zeros(1, 9, 16, 15)))
+    ]  # fmt: skip
+    recipe = SurveyRecipe(steps=2, warmup=1, draws=1, batch=1, center_std=0.5, gain_std=0.05)
+    made = SurveyTraining(model(), items[:1], items[1:], recipe, folder=tmp_path)
+    made.prepare()
+    found = [tasks.observation(0).physics for tasks in (made.train, made.validate)]
+    torch.testing.assert_close(found[0].center[0, 0], torch.tensor([8.5, 7.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(found[1].center[0, 0], told["center"], atol=0.02, rtol=0)
+    torch.testing.assert_close(found[0].angles[0], told["angles"])
+    part = made.train.task(0, "splitting", 0)[0]
+    assert part.given.normal.physics.center.equal(found[0].center)  # type: ignore[attr-defined]
+    made.run()
+    assert SurveyRecipe(angle_std=0.2).calibration() == StarCalibration(angles=0.2)
+    assert SurveyRecipe().calibration() is None
+    with pytest.raises(ValueError, match="one of `center`, `angles` and `gain`"):
+        StarCalibration()
+    with pytest.raises(ValueError, match="`gain` must not be negative"):
+        StarCalibration(gain=-0.1)
+
+
 # ---------------------------------------------------------------- stars seen again
 def test_a_star_seen_again_has_its_image_for_truth(seen: Observation) -> None:
     """Without noise of the PSF: the loss of the image that was put in is the least."""
@@ -373,6 +409,16 @@ def test_tasks_are_found_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monke
     second = SurveyTraining(model(), stars().train, stars().validation, ALL, folder=tmp_path)
     second.prepare(done.append)
     assert done == [1, 2, 3, 4, 5]
+
+
+def test_the_picture_marks_the_step_that_is_kept() -> None:
+    made = training(dataclasses.replace(ALL, steps=8))
+    made.run()
+    axis = draw_survey_training(made).axes[3]
+    marked = {line.get_label(): line.get_xydata() for line in axis.get_lines()}
+    kept = made.chosen
+    assert marked[f"kept: step {kept.step}"].tolist() == [[kept.step, kept.validation]]
+    assert kept.step in (4, 8)
 
 
 def test_memory_holds_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,6 +564,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
         ("precision", "int8"),
         ("unsure", -0.5),
         ("rings", 0),
+        ("center_std", -0.1),
     ],
 )
 def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
