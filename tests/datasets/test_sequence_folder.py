@@ -294,7 +294,7 @@ def test_wrong_manifests_are_refused(root, tmp_path_factory):
         SequenceFolder(root)
     with pytest.raises(ValueError, match="holds no sequence: expected manifest"):
         SequenceFolder(tmp_path_factory.mktemp("empty"))
-    star = tmp_path / "survey" / "star"
+    star = tmp_path_factory.mktemp("one") / "survey" / "star"
     star.mkdir(parents=True)
     (star / "cube.fits").write_bytes(b"")
     with pytest.raises(ValueError, match=r"for one star, name the folder above it, .*survey$"):
