@@ -5,8 +5,9 @@ the PSF that is told is wrong by 10 % in width and 5 % in elongation. Networks, 
 are the same in each row, but for *one correction*, a single network of as many weights that does not see the
 data again. Test stars are neither trained on nor tuned on; ``--tune`` scores stars of the
 validation part instead. Each network is also judged on disks in the real speckles of ``disks.py``, of which
-no training has seen any. The row *full recipe + adaptation* is of the first ten test stars with a disk
-and the first seed. Tasks are stored in a folder and found again; results are stored row by row. Run::
+no training has seen any. The rows *full recipe + adaptation* are of the first ten test stars with a disk
+and the first seed: gains of rings, and 24 steps of the weights as well. Tasks are stored in a folder and found
+again; results are stored row by row. Run::
 
     python docs/benchmarks/survey_learning.py --tasks FOLDER --weights WEIGHTS --seeds 5
 """
@@ -53,7 +54,8 @@ TRAIN, VALIDATE, TEST = 256, 24, 40
 RECIPE = SurveyRecipe(steps=1200, validate_every=100, patience=100)
 #: The image of the pilot, without a network, and the method that learns nothing.
 START, CLASSICAL = "first image", "marginal"
-ADAPTED, ADAPTED_FROM, TO_ADAPT = "full recipe + adaptation", "full recipe", 10
+ADAPTED = {"full recipe + adaptation": 0, "full recipe + adaptation, 24 steps": 24}
+ADAPTED_FROM, TO_ADAPT = "full recipe", 10
 
 ROTATED = Reobservation(amplitudes=(1.0, 1.0), psf_error=PSFError(0.0, 0.0), exchange=False)
 
@@ -159,7 +161,12 @@ def main() -> None:
     if not options.tune:
         cases += [Prepared.of(c, True) for c in (*real_cases(), real_case("ellipse", 0.0, 0.0))]
     jobs = itertools.product(range(options.seeds), options.only or ROWS)
-    for name_, seed in ((START, 0), (CLASSICAL, 0), *((n, k) for k, n in jobs), (ADAPTED, 0)):
+    for name_, seed in (
+        (START, 0),
+        (CLASSICAL, 0),
+        *((n, k) for k, n in jobs),
+        *((n, 0) for n in ADAPTED),
+    ):
         if any(r["method"] == name_ and r["seed"] == seed for r in rows):
             continue
         own, history = judged(cases, name_, seed, options)
@@ -193,10 +200,11 @@ def judged(
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Scores of all targets by a method, and the validations of its training."""
     history: list[Any] = []
-    if method in (START, CLASSICAL, ADAPTED):
+    if method in (START, CLASSICAL, *ADAPTED):
         image = {START: first_image, CLASSICAL: classical}.get(method)
         if image is None:
-            image = partial(adapted, trained(ADAPTED_FROM, seed, options)[0])
+            model = trained(ADAPTED_FROM, seed, options)[0]
+            image = partial(adapted, model, ADAPTED[method])
             cases = [c for c in cases if not c.real and c.case.kind != EMPTY][:TO_ADAPT]
     else:
         model, history = trained(method, seed, options)
@@ -237,10 +245,10 @@ def refined(model: PilotNetwork, one: Prepared) -> Tensor:
     return model.refine(one.equations)
 
 
-def adapted(model: PilotNetwork, one: Prepared) -> Tensor:
+def adapted(model: PilotNetwork, steps: int, one: Prepared) -> Tensor:
     """Of a network that is fitted to the target first."""
     with torch.enable_grad():
-        return adapt(model, one.case.y, one.case.physics).image
+        return adapt(model, one.case.y, one.case.physics, steps=steps).image
 
 
 if __name__ == "__main__":

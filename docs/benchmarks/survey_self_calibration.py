@@ -1,9 +1,9 @@
 """Stars of a survey whose position and gains are told wrong, and fitted to each star's own sequence first.
 
-The shipped network on test stars of ``survey_learning.py``: with the operator that made the data (but for the PSF, which
-is told wrong in all rows, as in that benchmark); with the centre wrong by :data:`CENTER` pixels in each axis and
-the gain of each frame by :data:`GAIN` (standard deviations); and with ``StarCalibration`` of these. Images are
-compared in place: a shift is an error. Run::
+The shipped network on test stars of ``survey_learning.py``: with the operator that made the data (but for the
+PSF, which is told wrong in all rows, as in that benchmark); with the centre wrong by :data:`CENTER` pixels in
+each axis and the gain of each frame by :data:`GAIN` (standard deviations); and with ``StarCalibration`` of these.
+Images are compared in place: a shift is an error. Run::
 
     python docs/benchmarks/survey_self_calibration.py
 """
