@@ -99,13 +99,13 @@ def verdict(found: Adaptation) -> str:
 
     >>> from types import SimpleNamespace
     >>> from deepinv_astro.training import AdaptationStep
-    >>> lines = (AdaptationStep(0, -1.25, 0.05, 0.02), AdaptationStep(8, -1.3, 0.1, 0.04))
+    >>> lines = (AdaptationStep(0, -1.25, 0.05, 0.02), AdaptationStep(8, -1.29, 0.09, 0.04))
     >>> gains = SimpleNamespace(values=torch.tensor([1.1, 0.95]))
     >>> done = SimpleNamespace(history=lines, chosen=8, before=-1.2, after=-1.3, gains=gains)
     >>> for line in verdict(done).split(": "):
     ...     print(line)
     Adapted by gains of 2 rings (from the star outwards 1.10, 0.95) and 8 of 8 steps
-    the risk in frames held out fell from -1.2 to -1.3 (by 0.1 +- 0.04; empty image
+    the risk in frames held out fell from -1.2 to -1.3 (by 0.09 +- 0.04 with gains of other frames; empty image
     0).
     >>> done.chosen, done.after = 0, -1.2
     >>> verdict(done)
@@ -121,5 +121,5 @@ def verdict(found: Adaptation) -> str:
     return (
         f"Adapted by gains of {len(gains)} rings (from the star outwards {text}){weights}: "
         f"the risk in frames held out fell from {found.before:.4g} to {found.after:.4g} "
-        f"(by {line.gain:.2g} +- {line.error:.2g}; empty image: 0).{kept}"
+        f"(by {line.gain:.2g} +- {line.error:.2g} with gains of other frames; empty image: 0).{kept}"
     )

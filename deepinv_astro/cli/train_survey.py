@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 import shutil
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT, TASKS = (
     "weights.safetensors", "checkpoint.pt", "log.csv", "progress.png", "report.json", "tasks",
 )  # fmt: skip
+#: Centres of the stars before and after their calibration.
+CENTERS = "centers.csv"
 #: Share of the stars that is held out, and the most of them.
 _HELD, _MOST_HELD = 0.125, 32
 
@@ -124,7 +127,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         if not (folder / REPORT).is_file():
             raise ValueError(f"`resume`: found no training in {folder}; start without it")
         return
-    for name in (WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT):
+    for name in (WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT, CENTERS):
         check_free(folder / name, overwrite)
     if (folder / TASKS).exists() and not overwrite:
         raise FileExistsError(
@@ -206,6 +209,8 @@ def _run(
         with Stages(Console(stderr=True, quiet=rank > 0)) as stages:
             count = len(training.train) + len(training.validate)
             training.prepare(stages.begin("prepare stars", count))
+            if rank == 0 and training.recipe.center_std:
+                _write_centers(folder / CENTERS, training)
             if resume and (folder / CHECKPOINT).exists():
                 state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
                 training.load_state_dict(state)
@@ -235,6 +240,28 @@ def _run(
             "Next: deepinv-astro reconstruct CUBE ANGLES PSF --method learned "
             f"--weights {folder / WEIGHTS}"
         )
+
+
+def _write_centers(path: Path, training: SurveyTraining) -> None:
+    """Where each star was said to be, and where its sequence says it is, in pixels."""
+    from deepinv_astro.io.atomic import atomic_path
+    from deepinv_astro.training.tasks import measured
+
+    rows = []
+    for tasks in (training.train, training.validate):
+        stars: Any = tasks.stars
+        for k in range(len(tasks)):
+            told = measured(stars[k])[1].center[0, 0].tolist()
+            found = tasks.observation(k).physics.center[0, 0].tolist()
+            name = stars.dataset.entries[stars.indices[k]].target
+            rows.append((name, *(f"{v:.3f}" for v in (*told, *found))))
+    with (
+        atomic_path(path, overwrite=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(("target", "row", "column", "fitted_row", "fitted_column"))
+        writer.writerows(sorted(rows))
 
 
 def _log(now: SurveyTraining, folder: Path, settings: dict[str, Any]) -> None:

@@ -229,7 +229,7 @@ def _entries(root: Path) -> tuple[ManifestEntry, ...]:
     if not entries:
         names = " or ".join(MANIFEST_NAMES)
         alone = root.is_dir() and any(root.glob("*.fits*"))
-        hint = f"; for one star, name the folder above it, {root.parent}" if alone else ""
+        hint = f"; for one star, name the folder above it, {root.resolve().parent}" if alone else ""
         raise ValueError(
             f"{root} holds no sequence: expected {names}, or sub-folders with cube.fits, "
             f"angles.fits and psf.fits{hint}"

@@ -28,7 +28,7 @@ class AdaptationStep(NamedTuple):
     One line of the history.
 
     :param int step: steps done.
-    :param float risk: cross-validated, mean over the groups.
+    :param float risk: mean over the groups, each of which judges an image and gains that it had no part in.
     :param float gain: how far below that of the zero-shot image.
     :param float error: standard error of ``gain``, from its scatter over the groups.
     """
@@ -52,7 +52,8 @@ class Adaptation:
     :param tuple history: of :class:`AdaptationStep`; step 0 has the gains alone.
     :param int chosen: step of the least risk; 0 where no other is below it by the margin.
     :param float before: risk of the zero-shot image; that of an empty one is 0.
-    :param float after: risk at the chosen step, never above ``before``.
+    :param float after: risk of the image, with gains that were fitted to the frames that judge it; never above
+        ``before``.
     """
 
     model: PilotNetwork
@@ -103,8 +104,12 @@ def adapt(
     it is: with a covariance that follows the image, the risk could be lowered by a wrong one. The
     weights returned descend in the same way on all frames, with as many steps as have the least risk; gains
     are fitted after them. No steps, and no gains, are among the choices: by this risk the result is
-    never worse than zero-shot. It weighs errors by the noise of the frames, and the decibels of an image do
-    not: a few gains are safe where many weights are not.
+    never worse than zero-shot.
+
+    Gains are fitted to the frames that judge: few numbers with a prior, whose most probable values need no other judge.
+    Steps of the weights do, and must lower the risk with the gains of the other groups, which is that of the
+    history. The risk weighs errors by the noise of the frames, and the decibels of an image do not: a few gains
+    are safe where many weights are not.
 
     Of what the data do not see the risk says nothing, yet weights that change move it as well.
     :math:`\hat x_k` has the change of the network where it is seen, :func:`with_visible_change`.
@@ -135,8 +140,11 @@ def adapt(
         runs = _runs(model, y, physics, labels, seed, learning_rate, splits=steps > 0)
         zero = [run.image() for run in runs]
         before = [run.risk(x) for run, x in zip(runs[1:], zero[1:], strict=True)]
-        found = _brightened(runs, zero, (row, column), weight, before)
-    history, weights = [_line(0, before, found.risks)], copy.deepcopy(model.state_dict())
+        found = _brightened(runs, zero, (row, column), weight)
+        if not sum(found.fitted) < sum(before):
+            one = found.gains._replace(values=torch.ones_like(found.gains.values))
+            found = _Brightened(zero[0], one, before, before)
+    history, weights = [_line(0, before, found.judged)], copy.deepcopy(model.state_dict())
     best, first = history[0], found
     for step in range(1, steps + 1):
         for run in runs:
@@ -144,17 +152,18 @@ def adapt(
         if step % every == 0 or step == steps:
             with torch.no_grad():
                 other = _brightened(runs, zero, (row, column), weight)
-            history.append(_line(step, before, other.risks))
-            more = _line(step, first.risks, other.risks)
-            if more.risk < best.risk and more.gain > margin * more.error:
+            history.append(_line(step, before, other.judged))
+            more = _line(step, first.judged, other.judged)
+            lower = more.risk < best.risk and sum(other.fitted) < sum(found.fitted)
+            if lower and more.gain > margin * more.error:
                 best, found = history[-1], other
                 weights = copy.deepcopy(runs[0].model.state_dict())
         if progress is not None:
             progress(step)
     made = copy.deepcopy(model).eval()
     made.load_state_dict(weights)
-    start = sum(before) / len(before)
-    return Adaptation(made, found.image, found.gains, tuple(history), best.step, start, best.risk)
+    start, end = (sum(risks) / len(risks) for risks in (before, found.fitted))
+    return Adaptation(made, found.image, found.gains, tuple(history), best.step, start, end)
 
 
 def with_visible_change(
@@ -264,30 +273,29 @@ class _Run:
 
 
 class _Brightened(NamedTuple):
-    """Image of all frames with its gains, and the risks of those of the groups."""
+    """Image of all frames with its gains; risks of those of the groups, with these gains and with the others'."""
 
     image: Tensor
     gains: RingGains
-    risks: list[float]
+    fitted: list[float]
+    judged: list[float]
 
 
 def _brightened(
-    runs: list[_Run],
-    zero: list[Tensor],
-    center: tuple[float, float],
-    weight: float,
-    before: list[float] | None = None,
+    runs: list[_Run], zero: list[Tensor], center: tuple[float, float], weight: float
 ) -> _Brightened:
-    """What the weights show now, with gains; the zero-shot images where these do not lower the risks ``before``."""
-    images = [run.image() for run in runs]
-    judges = [run.judge for run in runs if run.judge is not None]
+    """What the weights show now, with gains."""
+    images, groups = [run.image() for run in runs], runs[1:]
+    judges = [run.judge for run in groups if run.judge is not None]
     gains = fit_ring_gains(images[1:], judges, center)
-    triples = zip(runs, zero, images, strict=True)
-    moved = [run.changed(x, gains(image), weight) for run, x, image in triples]
-    risks = [run.risk(x) for run, x in zip(runs[1:], moved[1:], strict=True)]
-    if before is not None and not sum(risks) < sum(before):
-        return _Brightened(zero[0], gains._replace(values=torch.ones_like(gains.values)), before)
-    return _Brightened(moved[0], gains, risks)
+
+    def risks(own: list[RingGains]) -> list[float]:
+        every = zip(groups, zero[1:], own, images[1:], strict=True)
+        return [run.risk(run.changed(x, gain(image), weight)) for run, x, gain, image in every]
+
+    others = [gains.leaving(g) for g in range(len(judges))]
+    image = runs[0].changed(zero[0], gains(images[0]), weight)
+    return _Brightened(image, gains, risks([gains] * len(judges)), risks(others))
 
 
 def _runs(

@@ -7,14 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from deepinv_astro.optim.regions import separation
 from deepinv_astro.training.loop import Share
 
-__all__ = ["NoiseLevels", "ring_labels"]
+__all__ = ["NoiseLevels", "ring_labels", "steeper"]
 
 #: The largest multiplier, and the first one: from above the truth, training ends in a constant image.
 _CEILING, _START = 10.0, 0.5
 #: Relative step for an image that takes all of the noise, and weight of the past in the slope.
-_RATE, _MOMENTUM = 0.02, 0.9
+_RATE, _MOMENTUM = 0.1, 0.9
 
 
 class NoiseLevels(nn.Module):
@@ -22,14 +23,14 @@ class NoiseLevels(nn.Module):
 
     .. math::
 
-        \log \eta_j \leftarrow \log \eta_j + \alpha\, u_j, \qquad
         u_j \leftarrow \beta u_j + (1 - \beta)\, \operatorname{clip}(g_j, -1, 1), \qquad
+        \log \eta_j \leftarrow \log \eta_j + \alpha\, u_j, \qquad
         g_j = \frac{1}{2 s_j} \frac{\partial \ell}{\partial \eta_j} ,
 
     once for each ``backward`` through a loss that uses them, with :math:`s_j` the share of ring
-    :math:`j` in the pixels: :math:`g_j` is the mean divergence in the ring, in units of the brightness of the
-    images (:func:`~deepinv_astro.training.values`). The same rings, from the star to the edge of the
-    detector, hold for all stars of a survey; processes of ``torchrun`` share them.
+    :math:`j` in the pixels of a square field about the star. There :math:`g_j` is the mean divergence for
+    each pixel of the ring, over the stars of a batch that use the levels: 1 for an image that takes all of the
+    noise. The same rings hold for all stars of a survey; processes of ``torchrun`` share them.
 
     :param int rings: number of multipliers.
 
@@ -41,7 +42,7 @@ class NoiseLevels(nn.Module):
         >>> levels = NoiseLevels(2)
         >>> (levels() * torch.tensor([1.0, -1.0])).sum().backward()
         >>> levels.levels
-        tensor([0.5010, 0.4994])
+        tensor([0.5050, 0.4969])
     """
 
     levels: Tensor
@@ -77,7 +78,7 @@ class NoiseLevels(nn.Module):
 
 def ring_labels(size: tuple[int, int], center: tuple[float, float], rings: int) -> Tensor:
     """
-    Number of the ring of each pixel: rings of equal width, as far as a circle fits in; corners are in the last.
+    Number of the ring of each pixel: of equal width out to half of the shorter side; what is farther is in the last.
 
     :param tuple size: of the detector in pixels.
     :param tuple center: row and column of the star.
@@ -90,6 +91,16 @@ def ring_labels(size: tuple[int, int], center: tuple[float, float], rings: int) 
             [1, 0, 1, 1, 1],
             [1, 1, 1, 1, 1]])
     """
-    row, column = (torch.arange(n) - c for n, c in zip(size, center, strict=True))
-    distance = (row[:, None].square() + column.square()).sqrt()
-    return (2 * rings * distance / min(size)).long().clamp_max(rings - 1)
+    return (2 * rings * separation(size, center) / min(size)).long().clamp_max(rings - 1)
+
+
+def steeper(levels: Tensor, factor: float) -> Tensor:
+    """
+    The same values, whose gradient is multiplied on its way back.
+
+    :param torch.Tensor levels: multipliers.
+    :param float factor: of the gradient.
+    :return: (:class:`torch.Tensor`) equal to ``levels``.
+    """
+    fixed = levels.detach()
+    return fixed + factor * (levels - fixed)

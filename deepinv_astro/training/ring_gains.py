@@ -2,6 +2,7 @@ r"""How bright an image should be, ring by ring, as frames see it that it was no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from deepinv_astro.training.noise_levels import ring_labels
 
 __all__ = ["RingGains", "fit_ring_gains"]
 
+#: Groups that must show something, for their scatter to mean anything.
+_FEWEST = 3
+
 
 class RingGains(NamedTuple):
     """
@@ -20,12 +24,14 @@ class RingGains(NamedTuple):
 
     :param torch.Tensor values: ``(J,)``, from the star outwards.
     :param torch.Tensor std: their posterior standard deviations.
+    :param torch.Tensor without: the same gains without each group of frames in turn, ``(G, J)``.
     :param float pixels_per_datum: by how much the noise is wider than that of independent pixels.
     :param torch.Tensor labels: ring of each pixel, ``(H, W)``.
     """
 
     values: Tensor
     std: Tensor
+    without: Tensor
     pixels_per_datum: float
     labels: Tensor
 
@@ -37,6 +43,15 @@ class RingGains(NamedTuple):
         :return: (:class:`torch.Tensor`) of the same shape.
         """
         return image * self.values.to(image)[self.labels.to(image.device)]
+
+    def leaving(self, group: int) -> RingGains:
+        """
+        Those of the other groups: frames of this one may judge them.
+
+        :param int group: number of the group of frames.
+        :return: (:class:`RingGains`)
+        """
+        return self._replace(values=self.without[group])
 
 
 def fit_ring_gains(
@@ -60,6 +75,7 @@ def fit_ring_gains(
     a quadratic form in few numbers: the most probable gains, where :math:`\delta_j \sim N(0, s^2)`.
     The metric takes pixels as independent, and speckles are as wide as the PSF: :math:`c \ge 1`
     is the variance of a gain common to all rings, by the jackknife over the groups, over that of the metric.
+    Where less than three groups show anything there is no jackknife, and gains are one.
 
     :param list images: :math:`\hat x_g`, ``(1, C, H, W)``.
     :param list judges: equations of the frames held out.
@@ -87,12 +103,19 @@ def fit_ring_gains(
     masks = [(labels == j).to(images[0]) for j in range(rings)]
     pairs = zip(images, judges, strict=True)
     parts = [_forms([mask * x for mask in masks], judge) for x, judge in pairs]
-    curvature, slope = (torch.stack(list(found)).sum(0) for found in zip(*parts, strict=True))
-    c = _pixels_per_datum([(float(p.sum()), float(q.sum())) for p, q in parts])
+    curvatures, slopes = (torch.stack(found) for found in zip(*parts, strict=True))
+    c = _pixels_per_datum(curvatures.sum((1, 2)), slopes.sum(1))
     prior = torch.eye(rings, dtype=torch.float64) / std**2
-    posterior = torch.linalg.inv(curvature / c + prior)
-    delta = posterior @ ((slope - curvature.sum(1)) / c)
-    return RingGains(1 + delta, posterior.diagonal().sqrt(), c, labels)
+
+    def solve(curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = torch.linalg.inv(curvature / c + prior)
+        return 1 + posterior @ ((slope - curvature.sum(1)) / c), posterior
+
+    curvature, slope = curvatures.sum(0), slopes.sum(0)
+    values, posterior = solve(curvature, slope)
+    left = zip(curvature - curvatures, slope - slopes, strict=True)
+    without = torch.stack([solve(*own)[0] for own in left])
+    return RingGains(values, posterior.diagonal().sqrt(), without, c, labels)
 
 
 def _forms(basis: list[Tensor], judge: NormalEquations) -> tuple[Tensor, Tensor]:
@@ -102,12 +125,11 @@ def _forms(basis: list[Tensor], judge: NormalEquations) -> tuple[Tensor, Tensor]
     return (flat @ seen.mT).cpu(), (flat @ judge.back.flatten().double()).cpu()
 
 
-def _pixels_per_datum(parts: list[tuple[float, float]]) -> float:
+def _pixels_per_datum(curvatures: Tensor, slopes: Tensor) -> float:
     """Jackknife variance of the common gain, in units of its variance for independent pixels."""
-    curvature, slope = (sum(own) for own in zip(*parts, strict=True))
-    if not curvature > 0:
-        return 1.0
-    left = torch.tensor([(slope - q) / (curvature - p) for p, q in parts], dtype=torch.float64)
-    count = len(parts)
-    variance = float((left - left.mean()).square().sum()) * (count - 1) / count
-    return max(1.0, variance * curvature)
+    count, curvature = len(curvatures), curvatures.sum()
+    if int((curvatures > 0).sum()) < _FEWEST:
+        return math.inf
+    left = (slopes.sum() - slopes) / (curvature - curvatures)
+    variance = (left - left.mean()).square().sum() * (count - 1) / count
+    return max(1.0, float(variance * curvature))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deepinv_astro.models import MarginalPilot
@@ -27,13 +28,14 @@ class StarCalibration:
 
     with sky and speckles integrated out (:func:`~deepinv_astro.optim.self_calibrate`). Never by
     the loss of a network: unbiased risks are flat in :math:`\theta`, and with equivariance they
-    prefer wrong ones. What the sequence does not tell stays as it was: a star without a disk keeps
-    its operator.
+    prefer wrong ones. What the sequence does not tell stays as it was: a star that shows nothing
+    bright keeps its operator.
 
     :param float center: prior standard deviation of the position of the star, pixels; 0 for known.
     :param float angles: of the angle of each frame, degrees.
     :param float gain: of the gain of each frame.
-    :raises ValueError: if a number is negative or none is positive.
+    :raises ValueError: if a number is negative or none is positive; when called, if the star has a
+        position for each frame that is to be fitted.
 
     |sep|
 
@@ -86,9 +88,15 @@ class StarCalibration:
     def _free(self, physics: ADI) -> list[Free]:
         free: list[Free] = []
         if self.center:
+            if physics.center.shape[1] > 1:
+                raise ValueError(
+                    "`center`: the star has another position in each frame; register the frames first, or do "
+                    "not fit it"
+                )
             free.append(free_center(physics.center[0, 0], self.center))
         if self.angles:
             free.append(free_angles(physics.angles[0], self.angles))
         if self.gain:
-            free.append(free_gain(physics.gain[0], self.gain))
+            gain = torch.ones_like(physics.angles) if physics.gain is None else physics.gain
+            free.append(free_gain(gain[0], self.gain))
         return free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections import OrderedDict
@@ -13,10 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from deepinv_astro.io import write_json
 from deepinv_astro.io.atomic import atomic_path
 from deepinv_astro.models import MarginalPilot, PilotNetwork
 from deepinv_astro.training.loop import Loop, Share
-from deepinv_astro.training.noise_levels import NoiseLevels
+from deepinv_astro.training.noise_levels import NoiseLevels, steeper
 from deepinv_astro.training.packing import pack, unpack
 from deepinv_astro.training.reobservation import Reobservation
 from deepinv_astro.training.star_calibration import StarCalibration
@@ -49,6 +51,8 @@ class Stars(Protocol):
 
 #: Kind of the task that holds the equations of all frames.
 _WHOLE = "whole"
+#: File of the folder of tasks that tells how they were made, and of which kind it is.
+_SETTINGS, _VERSION = "settings.json", 2
 #: Steps after which the window moves by one task: making its tables costs as much as half a step.
 _DWELL = 2
 #: Makes tasks of a star.
@@ -69,6 +73,8 @@ class SurveyTasks:
     :param folder: where tasks are stored; must be shared by all processes. Default: memory.
     :param device: where they are used.
     :param StarCalibration calibration: fitted to each star first.
+    :param options: what else the tasks depend on, kept in the folder beside the calibration.
+    :raises ValueError: by :meth:`prepare`, if the folder holds tasks that were made in another way.
     """
 
     def __init__(
@@ -82,7 +88,11 @@ class SurveyTasks:
         seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
         device: Device = "cpu",
+        **options: float,
     ) -> None:
+        self.settings = {
+            "version": _VERSION, "calibration": repr(calibration), **options,
+        }  # fmt: skip
         self.stars, self.pilot, self.makers, self.draws = stars, pilot, makers, draws
         self.seed, self.device, self.calibration = seed, device, calibration
         self.folder = None if folder is None else Path(folder)
@@ -99,13 +109,33 @@ class SurveyTasks:
         """
         share = Share.own()
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_folder(self.folder)
+            share.sum(torch.zeros(()))  # all have looked before the first one writes
+            if share.rank == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / _SETTINGS, self.settings, overwrite=True)
+            share.sum(torch.zeros(()))
         own = range(share.rank, len(self), share.world) if self.folder else range(len(self))
         for done, star in enumerate(own, 1):
             self._make(star)
             if progress is not None:
                 progress(min(done * share.world, len(self)))
         share.sum(torch.zeros(()))  # wait for the others
+
+    def _check_folder(self, folder: Path) -> None:
+        if (folder / _SETTINGS).exists():
+            found = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+            other = {k: v for k, v in found.items() if self.settings.get(k) != v}
+            if not other:
+                return
+            told = f"other settings ({', '.join(f'{k} {v}' for k, v in other.items())})"
+        elif next(folder.glob("*.pt"), None) is None:
+            return
+        else:
+            told = "unknown settings"
+        raise ValueError(
+            f"`folder`: the tasks in {folder} were made with {told}: name another folder, or delete it"
+        )
 
     def shape(self, star: int) -> tuple[int, ...]:
         """
@@ -136,7 +166,12 @@ class SurveyTasks:
         :param int draw: number of it.
         :return: the task, whose operators have no tables yet.
         """
-        return unpack(self._read(star, kind)[draw], self.device)
+        made = self._read(star, kind)
+        if draw >= len(made):
+            raise ValueError(
+                f"`draws`: {self.folder} has {len(made)} of each star and kind: name another folder, or delete it"
+            )
+        return unpack(made[draw], self.device)
 
     def _make(self, star: int) -> None:
         missing = [kind for kind in (_WHOLE, *self.makers) if not self._exists(star, kind)]
@@ -146,7 +181,9 @@ class SurveyTasks:
             seen = observe(self.stars[star], self.pilot, self.device, self.calibration)
         else:
             item = self.stars[star]
-            seen = self.observation(star)._replace(x=item["x"][None] if "x" in item else None)
+            seen = self.observation(star)._replace(
+                x=item["x"][None].to(self.device) if "x" in item else None
+            )
         for kind in missing:
             seed = zlib.crc32(f"{self.seed} {star} {kind}".encode())
             rng = torch.Generator().manual_seed(seed)
@@ -259,11 +296,13 @@ class SurveyTraining(Loop):
         inside = None if folder is None else Path(folder)
         self.train = SurveyTasks(
             train, model.pilot, makers, draws=recipe.draws, seed=2 * seed, device=device,
-            folder=inside and inside / "train", calibration=recipe.calibration(),
+            folder=inside and inside / "train", calibration=recipe.calibration(), block=recipe.block,
+            rings=recipe.rings,
         )  # fmt: skip
         self.validate = SurveyTasks(
             validate, model.pilot, {"splitting": split}, seed=2 * seed + 1, device=device,
             folder=inside and inside / "validate", calibration=recipe.calibration(),
+            block=recipe.block,
         )  # fmt: skip
         self.again: list[dict[str, Any]] = []
         order = torch.Generator().manual_seed(seed)
@@ -301,7 +340,8 @@ class SurveyTraining(Loop):
         tasks = [self._task(*key) for key in chosen[share.rank :: share.world]]
         if self.levels is None:
             return values(self.model, tasks).mean()
-        levels = self.levels()
+        used = sum(kind == "unsure" for kind, *_ in chosen)
+        levels = steeper(self.levels(), len(chosen) / max(used, 1))
         # a process whose tasks do not use them takes part in their step as well
         return values(self.model, tasks, levels).mean() + 0 * levels.sum()
 

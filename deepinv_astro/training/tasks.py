@@ -13,7 +13,7 @@ from deepinv_astro.loss.frame_splitting import draw_split, frame_subset
 from deepinv_astro.models import MarginalPilot, NormalEquations, PilotNetwork
 from deepinv_astro.models.pilot import WhitenedOperator
 from deepinv_astro.physics import ADI
-from deepinv_astro.training.noise_levels import ring_labels
+from deepinv_astro.training.noise_levels import ring_labels, steeper
 from deepinv_astro.training.star_calibration import StarCalibration
 
 __all__ = [
@@ -130,7 +130,7 @@ class Part(NamedTuple):
             return self.back
         if levels is None:
             return self.back + self.slopes.sum(0)
-        return self.back + torch.tensordot(levels, self.slopes, 1)
+        return self.back + torch.tensordot(levels.to(self.slopes), self.slopes, 1)
 
 
 #: The loss of a task is the sum over its parts.
@@ -170,7 +170,8 @@ def risk(
     run again at :math:`y + \tau p`.
 
     :math:`W` is that of the residual, in which less is left of the noise than there was. Therefore the
-    trace is too small, by a factor of about three for 24 frames: see :func:`unsure`.
+    trace is too small, by a factor of about three for 24 frames of 65 x 65 pixels, and by more where
+    annuli have few pixels for each frame: see :func:`unsure`.
 
     :param Observation seen: the sequence.
     :param MarginalPilot pilot: makes the equations.
@@ -216,8 +217,7 @@ def unsure(
     :return: the task, of two parts.
     """
     probe, normal, physics = _probe(seen, generator), _operator(seen.whole), seen.physics
-    row, column = physics.center[0, 0].tolist()
-    labels = ring_labels(physics.detector_size, (row, column), rings).to(seen.y.device)
+    labels = ring_labels(physics.detector_size, _star(physics), rings).to(seen.y.device)
     weighted = normal.metric(probe) / tau
     slopes = torch.cat([physics.A_adjoint(weighted * (labels == j)) for j in range(rings)])
     moved = pilot(seen.y + tau * probe, physics)
@@ -324,7 +324,8 @@ def values(model: PilotNetwork, tasks: list[Task], levels: Tensor | None = None)
         for (k, part), x in zip(group, images.split(1), strict=True):
             first = tasks[k][0].given
             level = 1 + (first.start / first.scale).square().mean()
-            slope = -2 * part.target(levels)
+            # a brighter star has no less of a say in the level of the noise
+            slope = -2 * part.target(None if levels is None else steeper(levels, float(level)))
             if part.normal is not None:
                 slope = slope + part.normal(x)
             total[k] = total[k] + (x * slope).mean() / level
@@ -339,22 +340,34 @@ def _operator(equations: NormalEquations) -> WhitenedOperator:
 
 def _probe(seen: Observation, generator: torch.Generator | None) -> Tensor:
     """Residual of the pilot with other signs, turned; zero where nothing was measured."""
-    metric, (row, column) = _operator(seen.whole).metrics[0], seen.physics.center[0, 0].tolist()
+    metric, (row, column) = _operator(seen.whole).metrics[0], _star(seen.physics)
     residual = seen.y - seen.physics.A(seen.whole.start)
     noise = metric.resigned(residual.nan_to_num(0.0), generator)
     angle = math.pi * (0.5 + float(torch.rand((), generator=generator)))
-    return torch.where(torch.isfinite(seen.y), turned(noise, (row, column), angle), 0.0)
+    there = torch.isfinite(seen.y)
+    usable = there.flatten(0, 2).any(0)
+    return torch.where(there, turned(noise, (row, column), angle, usable), 0.0)
 
 
-def turned(noise: Tensor, center: tuple[float, float], angle: float) -> Tensor:
-    """
-    Images turned about a point, by the nearest pixel: variances stay as they are.
+def _star(physics: ADI) -> tuple[float, float]:
+    """Mean position on the detector."""
+    row, column = physics.center[0].mean(0).tolist()
+    return row, column
 
-    What lies outside is replaced by the pixel opposite to the point.
+
+def turned(
+    noise: Tensor, center: tuple[float, float], angle: float, usable: Tensor | None = None
+) -> Tensor:
+    r"""
+    Images turned about a point, by the nearest pixel, so that each stays in its ring.
+
+    Where the pixel that comes to a place lies outside, or is of no use, the place is filled by other angles:
+    :math:`-\alpha`, half of a turn, :math:`\alpha \pm` a quarter. What has no partner stays.
 
     :param torch.Tensor noise: ``(..., h, w)``.
     :param tuple center: row and column.
-    :param float angle: in radians, counter-clockwise as displayed.
+    :param float angle: :math:`\alpha` in radians, counter-clockwise as displayed.
+    :param torch.Tensor usable: pixels that may be taken, ``(h, w)``; all by default.
     :return: (:class:`torch.Tensor`) of the same shape.
 
     >>> import torch
@@ -364,17 +377,17 @@ def turned(noise: Tensor, center: tuple[float, float], angle: float) -> Tensor:
             [0, 0, 0],
             [0, 7, 0]])
     """
-    size = noise.shape[-2:]
-    axes = (torch.arange(n) - c for n, c in zip(size, center, strict=True))
-    i, j = torch.meshgrid(*axes, indexing="ij")
-    cos, sin = math.cos(angle), math.sin(angle)
-    found = [cos * i - sin * j, sin * i + cos * j]
-    pairs = zip(found, center, size, strict=True)
-    inside = torch.stack([((v + c).round() >= 0) & ((v + c).round() < n) for v, c, n in pairs]).all(
-        0
-    )
-    rows, columns = (
-        (torch.where(inside, v, -opposite) + c).round().long().clamp(0, n - 1).to(noise.device)
-        for v, opposite, c, n in zip(found, (i, j), center, size, strict=True)
-    )
-    return noise[..., rows, columns]
+    height, width = noise.shape[-2:]
+    may = torch.ones(height, width, dtype=torch.bool) if usable is None else usable.cpu()
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    i, j = rows - center[0], columns - center[1]
+    open_ = torch.ones_like(may)
+    for turn in (angle, -angle, math.pi, angle + math.pi / 2, angle - math.pi / 2):
+        cos, sin = math.cos(turn), math.sin(turn)
+        row = (cos * i - sin * j + center[0]).round().long()
+        column = (sin * i + cos * j + center[1]).round().long()
+        found = open_ & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        found &= may[row.clamp(0, height - 1), column.clamp(0, width - 1)]
+        rows, columns = torch.where(found, row, rows), torch.where(found, column, columns)
+        open_ &= ~found
+    return noise[..., rows.to(noise.device), columns.to(noise.device)]

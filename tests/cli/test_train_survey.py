@@ -75,6 +75,28 @@ def test_a_survey_makes_weights_that_reconstruct(survey: Path, tmp_path: Path) -
     assert found.exit_code == 0, found.output
 
 
+def test_stars_are_calibrated_first_and_levels_are_told(survey: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(
+        "train", "--survey", survey, "-o", out, *SHORT, "--part", "unsure", "--center-std", 0.3,
+        "--gain-std", 0.02,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert report["recipe"]["center_std"] == 0.3
+    assert report["recipe"]["gain_std"] == 0.02
+    assert len(report["noise_levels"]) == 4
+    assert all(0 < level < 10 for level in report["noise_levels"])
+    assert report["noise_levels"] != [0.5] * 4
+    with (out / "centers.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    names = [t["target"] for t in json.loads((survey / "manifest.json").read_text())["targets"]]
+    assert [line["target"] for line in lines] == sorted(names)
+    moves = [abs(float(line["fitted_row"]) - float(line["row"])) for line in lines]
+    assert max(moves) < 0.5
+    assert {line["row"] for line in lines} == {"12.000"}
+
+
 def test_results_are_not_replaced_by_accident(survey: Path, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("mine")
     assert "--overwrite" in error_of("train", "--survey", survey, "-o", tmp_path, *SHORT)
