@@ -102,11 +102,14 @@ def verdict(found: Adaptation) -> str:
     >>> lines = (AdaptationStep(0, -1.25, 0.05, 0.02), AdaptationStep(8, -1.29, 0.09, 0.04))
     >>> gains = SimpleNamespace(values=torch.tensor([1.1, 0.95]))
     >>> done = SimpleNamespace(history=lines, chosen=8, before=-1.2, after=-1.3, gains=gains)
-    >>> for line in verdict(done).split(": "):
+    >>> for line in verdict(done).split(". "):
     ...     print(line)
     Adapted by gains of 2 rings (from the star outwards 1.10, 0.95) and 8 of 8 steps
-    the risk in frames held out fell from -1.2 to -1.3 (by 0.09 +- 0.04 with gains of other frames; empty image
-    0).
+    The risk in frames held out changed from -1.2 to -1.3 (less is better, an empty image has 0)
+    Where gains are judged by frames they were not fitted to, it fell by 0.09 +- 0.04.
+    >>> done.chosen, done.history = 0, (AdaptationStep(0, -1.19, -0.01, 0.02),)
+    >>> verdict(done)[-71:]
+    'to, it rose by 0.01 +- 0.02: these frames do not tell whether it helps.'
     >>> done.chosen, done.after = 0, -1.2
     >>> verdict(done)
     'Not adapted: nothing lowered the risk in frames held out (-1.2).'
@@ -117,9 +120,11 @@ def verdict(found: Adaptation) -> str:
     line = next(line for line in found.history if line.step == found.chosen)
     text = ", ".join(f"{gain:.2f}" for gain in gains)
     weights = f" and {found.chosen} of {steps} steps" if found.chosen else ""
-    kept = f" None of {steps} steps lowered it more." if steps and not found.chosen else ""
+    kept = f" None of {steps} steps was better." if steps and not found.chosen else ""
+    doubt = ": these frames do not tell whether it helps" if line.gain < line.error else ""
     return (
-        f"Adapted by gains of {len(gains)} rings (from the star outwards {text}){weights}: "
-        f"the risk in frames held out fell from {found.before:.4g} to {found.after:.4g} "
-        f"(by {line.gain:.2g} +- {line.error:.2g} with gains of other frames; empty image: 0).{kept}"
+        f"Adapted by gains of {len(gains)} rings (from the star outwards {text}){weights}. "
+        f"The risk in frames held out changed from {found.before:.4g} to {found.after:.4g} (less is better, an "
+        "empty image has 0). Where gains are judged by frames they were not fitted to, it "
+        f"{'rose' if line.gain < 0 else 'fell'} by {abs(line.gain):.2g} +- {line.error:.2g}{doubt}.{kept}"
     )

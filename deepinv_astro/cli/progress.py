@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 class Stages:
     """
     Bars that appear as stages begin; a stage that ends early is shown as complete.
+
+    A Ctrl-C that Python loses, because it came while an object was finalised, interrupts at the next step.
 
     :param rich.console.Console console: where to draw; default standard error, so that the
         standard output holds results only.
@@ -27,10 +31,19 @@ class Stages:
         )
         self._tasks: dict[str, TaskID] = {}
         self._current: str | None = None
+        self._interrupted, self._handles = False, False
 
     def __enter__(self) -> Stages:
+        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._handles = default and threading.current_thread() is threading.main_thread()
+        if self._handles:
+            signal.signal(signal.SIGINT, self._interrupt)
         self._progress.start()
         return self
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def __exit__(
         self,
@@ -41,6 +54,8 @@ class Stages:
         if kind is None:
             self.finish()
         self._progress.stop()
+        if self._handles:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def begin(self, name: str, total: int) -> Callable[[int], None]:
         """
@@ -55,7 +70,13 @@ class Stages:
             self._tasks[name] = self._progress.add_task(name, total=total)
             self._current = name
         task = self._tasks[name]
-        return lambda done: self._progress.update(task, completed=min(done, total))
+
+        def advance(done: int) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._progress.update(task, completed=min(done, total))
+
+        return advance
 
     def finish(self) -> None:
         """Show the current stage as complete."""

@@ -102,8 +102,8 @@ def recipe_of(parts: list[str], **given: Any) -> SurveyRecipe:
             weight = -1.0
         if name not in names or not 0 <= weight < float("inf"):
             raise ValueError(
-                f"`part`: found {part!r}; expected one of {', '.join(names)} and its weight, such as "
-                "splitting=1"
+                f"`part`: found {part!r}; expected one of {', '.join(names)} and its weight, a number of 0 or "
+                "more, such as splitting=1"
             )
         fields[name] = weight
     steps = fields.get("steps", SurveyRecipe.steps)
@@ -130,8 +130,9 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     for name in (WEIGHTS, CHECKPOINT, LOG, PICTURE, REPORT, CENTERS):
         check_free(folder / name, overwrite)
     if (folder / TASKS).exists() and not overwrite:
+        go_on = "go on with `resume=True`, " if (folder / REPORT).is_file() else ""
         raise FileExistsError(
-            f"{folder / TASKS} exists: go on with `resume=True`, begin anew with `overwrite=True`, or "
+            f"{folder / TASKS} exists: {go_on}begin anew with `overwrite=True`, or "
             "choose another `output`"
         )
 
@@ -225,7 +226,8 @@ def _run(
         _log(training, folder, settings)
         chosen, start = training.chosen, training.history[0]
         typer.echo(
-            f"Kept step {chosen.step} of {training.step}: least risk on stars held out in the second half, "
+            f"Kept step {chosen.step} of {training.step}: of the validations in the second half of the steps, "
+            "the least risk on stars held out, "
             f"{chosen.validation:.4g} (first image {start.validation:.4g}; less is better)."
         )
         if not chosen.validation < start.validation:
@@ -234,7 +236,8 @@ def _run(
                 "stars or more steps.",
                 err=True,
             )
-        for name in (WEIGHTS, LOG, PICTURE, REPORT):
+        centers = (CENTERS,) if training.recipe.center_std else ()
+        for name in (WEIGHTS, LOG, PICTURE, REPORT, *centers):
             typer.echo(f"Wrote {folder / name}")
         typer.echo(
             "Next: deepinv-astro reconstruct CUBE ANGLES PSF --method learned "
@@ -274,9 +277,13 @@ def _log(now: SurveyTraining, folder: Path, settings: dict[str, Any]) -> None:
 
     write_history(folder / LOG, now.history)
     model, line = now.result(), now.chosen
+    free = {"centre": now.recipe.center_std, "angles": now.recipe.angle_std}
+    free["gains"] = now.recipe.gain_std
+    fitted = ", ".join(f"{name} (prior {value:g})" for name, value in free.items() if value)
     card = {
         "data": f"{len(now.train)} sequences, without ground truth",
         "recipe": ", ".join(f"{k} {v:g}" for k, v in now.recipe.weights().items()),
+        **({"calibrated first": fitted} if fitted else {}),
         "seed": str(settings["seed"]),
         "step": f"{line.step} of {now.recipe.steps}",
         "risk held out": f"{line.validation:.4g} (first image {now.history[0].validation:.4g})",

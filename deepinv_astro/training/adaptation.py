@@ -106,10 +106,11 @@ def adapt(
     are fitted after them. No steps, and no gains, are among the choices: by this risk the result is
     never worse than zero-shot.
 
-    Gains are fitted to the frames that judge: few numbers with a prior, whose most probable values need no other judge.
-    Steps of the weights do, and must lower the risk with the gains of the other groups, which is that of the
-    history. The risk weighs errors by the noise of the frames, and the decibels of an image do not: a few gains
-    are safe where many weights are not.
+    Gains are fitted to the frames that judge: few numbers with a prior, whose most probable values need
+    no other judge. Steps of the weights do: with the gains of the other groups, which is the risk of the
+    history, they must be below zero-shot, and below the gains alone by ``margin`` standard errors of the
+    difference over the groups. The risk weighs errors by the noise of the frames, and the decibels of an
+    image do not: a few gains are safe where many weights are not.
 
     Of what the data do not see the risk says nothing, yet weights that change move it as well.
     :math:`\hat x_k` has the change of the network where it is seen, :func:`with_visible_change`.
@@ -154,7 +155,8 @@ def adapt(
                 other = _brightened(runs, zero, (row, column), weight)
             history.append(_line(step, before, other.judged))
             more = _line(step, first.judged, other.judged)
-            lower = more.risk < best.risk and sum(other.fitted) < sum(found.fitted)
+            lower = more.risk < min(best.risk, sum(before) / len(before))
+            lower = lower and sum(other.fitted) < sum(found.fitted)
             if lower and more.gain > margin * more.error:
                 best, found = history[-1], other
                 weights = copy.deepcopy(runs[0].model.state_dict())
@@ -345,7 +347,7 @@ def _groups(physics: ADI, number: int, block: int) -> list[Tensor]:
     frames = physics.frames
     if frames < 2 * number:
         raise ValueError(
-            f"{frames} frames are too few for {number} `groups`: at least {2 * number} are needed"
+            f"{frames} frames are too few to adapt to: at least {2 * number} are needed, two for each group"
         )
     size = max(1, min(block, frames // (2 * number)))
     label = (torch.arange(frames) // size) % number

@@ -68,7 +68,7 @@ def test_a_bad_network_gets_better_and_the_risk_is_that_of_held_out_frames(
     sequence: tuple[torch.Tensor, ADI],
 ) -> None:
     y, physics = sequence
-    model = network()
+    model = network(1.0)
     before = copy.deepcopy(model.state_dict())
     seen: list[int] = []
     found = adapt(model, y, physics, steps=12, every=4, learning_rate=3e-3, progress=seen.append)
@@ -269,7 +269,7 @@ def test_what_cannot_be_adapted_to(sequence: tuple[torch.Tensor, ADI]) -> None:
     # turns only between the first and the second half: each group sees it
     halves = torch.where(torch.arange(FRAMES) < FRAMES // 2, 0.0, 50.0)
     adapt(network(), y, ADI((1, *SIZE), halves), steps=0)
-    with pytest.raises(ValueError, match=r"7 frames are too few for 4 `groups`: at least 8"):
+    with pytest.raises(ValueError, match=r"7 frames are too few to adapt to: at least 8"):
         adapt(network(), y[:, :, :7], frame_subset(physics, torch.arange(7)))
     with pytest.raises(ValueError, match="one sequence"):
         adapt(network(), y.expand(2, -1, -1, -1, -1), physics)
