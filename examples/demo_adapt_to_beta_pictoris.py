@@ -137,7 +137,9 @@ for ring, (value, error) in enumerate(zip(adapted.gains.values, adapted.gains.st
     print(f"{ring:4d}    {value:.2f} +- {error:.2f}")
 print(f"risk: {adapted.before:.4f} as it is, {adapted.after:.4f} adapted")
 judged = adapted.history[0]
-print(f"with gains of other frames than those that judge: lower by {judged.gain:.4f} +- {judged.error:.4f}")
+print(
+    f"with gains of other frames than those that judge: lower by {judged.gain:.4f} +- {judged.error:.4f}"
+)
 assert adapted.before < 0  # better than an empty image, in frames that it has not seen
 assert adapted.after <= adapted.before
 

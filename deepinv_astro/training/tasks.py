@@ -170,7 +170,7 @@ def risk(
     run again at :math:`y + \tau p`.
 
     :math:`W` is that of the residual, in which less is left of the noise than there was. Therefore the
-    trace is too small, by a factor of about three for 24 frames of 65 x 65 pixels, and by more where
+    trace is too small, by a factor of about five for 24 frames of 65 x 65 pixels, and by more where
     annuli have few pixels for each frame: see :func:`unsure`.
 
     :param Observation seen: the sequence.
