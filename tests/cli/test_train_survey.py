@@ -193,4 +193,6 @@ def test_two_processes_share_a_training(survey: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert {p.name for p in (tmp_path / "two").iterdir()} == RESULTS
     found, expected = (validations(tmp_path / name) for name in ("two", "one"))
-    assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)
+    # pilots of stars seen again stop an iteration sooner or later for rounding
+    assert found == pytest.approx(expected, rel=2e-3, abs=6e-3)
+    assert max(found) - min(found) > 0.03

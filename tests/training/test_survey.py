@@ -550,7 +550,8 @@ distributed.init_process_group("gloo")
 sys.path.insert(0, sys.argv[1])
 import dataclasses
 from test_survey import ALL, training
-made = training(dataclasses.replace(ALL, batch=int(sys.argv[3])), folder=sys.argv[4])
+recipe = dataclasses.replace(ALL, batch=int(sys.argv[3]), again=0.0)
+made = training(recipe, folder=sys.argv[4])
 made.run(sys.argv[2])
 distributed.destroy_process_group()
 """
@@ -576,9 +577,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     for name, value in one["losses"].items():  # levels of the noise, which the processes share
         torch.testing.assert_close(two["losses"][name], value, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(half["losses"]["0.levels"], one["losses"]["0.levels"], rtol=1e-3)
-    # weights move by a rate of .002 in each of 12 steps; what differs is rounding, which Adam amplifies
+    # weights move by a rate of .002 in each of 12 steps; what differs is rounding. Without stars seen again: the
+    # solvers of their pilots stop an iteration sooner or later for it, which is seen in the weights
     for name, value in one["model"].items():
-        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=2e-3)
+        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=1e-4)
     differences = [float((half["model"][k] - v).abs().max()) for k, v in one["model"].items()]
     assert max(differences) > 5e-3
     for a, b in zip(one["history"], two["history"], strict=True):
