@@ -49,7 +49,7 @@ def demo(
         from deepinv_astro.cli.problem import prepare
         from deepinv_astro.cli.reconstruct import run
 
-        network = read_network(None, 0)
+        network = read_network()
         make_folder(out / RESULT, overwrite)
         console = Console()
         simulation = simulate(seed)

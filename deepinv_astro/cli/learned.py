@@ -30,7 +30,7 @@ class Network(NamedTuple):
     steps: int | None
 
 
-def read_network(weights: Path | None, steps: int | None) -> Network:
+def read_network(weights: Path | None = None, steps: int | None = None) -> Network:
     """
     Read the weights.
 

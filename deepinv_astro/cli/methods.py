@@ -60,7 +60,7 @@ def solve(
     if method is Method.LEARNED:
         from deepinv_astro.cli import learned
 
-        return learned.solve(network or learned.read_network(None, 0), problem, stages, seed)
+        return learned.solve(network or learned.read_network(), problem, stages, seed)
     if method is Method.MARGINAL:
         return _marginal(problem, stages)
     if method in (Method.REXPACO, Method.WHITE):

@@ -95,6 +95,7 @@ def test_methods_are_compared_by_their_images(
         ]  # fmt: skip
     digest = read_weights_card().digest
     assert digest in "".join(content["notes"])
+    assert "Adapted" not in "".join(content["notes"])  # that is asked for by --adapt
     assert digest in result.output
     with Image.open(out / "comparison.png") as picture:
         assert picture.text["Source"] == f"weights {digest}"
