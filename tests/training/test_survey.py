@@ -216,6 +216,20 @@ def test_the_divergence_has_the_sign_of_the_noise_that_is_fitted() -> None:
     assert 0.2 < sum(found) / sum(expected) < 1.2
 
 
+def test_levels_do_not_feel_the_other_parts_of_a_recipe() -> None:
+    """They make the same step in a batch of UNSURE alone, and in one that frames held out share."""
+    moves = []
+    for keys in ([("unsure", 0, 0)], [("splitting", 1, 0), ("unsure", 0, 0), ("splitting", 2, 0)]):
+        made, left = training(dataclasses.replace(ALL, batch=len(keys), again=0.0)), iter(keys)
+        made._choose = lambda *_, left=left: next(left)  # type: ignore[method-assign]
+        made.model.train()
+        made.batch_loss().backward()
+        assert made.levels is not None
+        moves.append(made.levels.velocity)
+    assert float(moves[0].abs().min()) > 0
+    torch.testing.assert_close(moves[1], moves[0], rtol=1e-3, atol=1e-6)
+
+
 def test_turned_noise_keeps_its_place_in_the_rings() -> None:
     noise = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(turned(noise, (4.0, 5.0), 0.0), noise)
