@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -11,12 +11,21 @@ from rich.console import Console
 from deepinv_astro.cli.progress import Stages
 
 
+@pytest.fixture(autouse=True)
+def python_handles_interrupts() -> Iterator[None]:
+    """Also where the tests were started in the background, with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Last:
     """Interrupted while it goes: Python prints the exception and goes on."""
 
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        sum(range(100_000))  # long enough for the signal to be seen
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(100_000):  # the signal is seen between two turns
+            pass
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,8 +54,9 @@ def test_an_interrupt_stops_at_once() -> None:
     def work() -> None:
         with Stages(Console(quiet=True)) as stages:
             stages.begin("work", 3)
-            os.kill(os.getpid(), signal.SIGINT)
-            sum(range(100_000))
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(100_000):
+                pass
             done.append("too late")
 
     with pytest.raises(KeyboardInterrupt):
