@@ -60,5 +60,5 @@ def draw_survey_training(training: SurveyTraining, star: int = 0) -> Figure:
         label=f"kept: step {kept.step}",
     )
     axes[3].set(title="risk without truth", xlabel="step", ylabel="per pixel; an empty image has 0")
-    axes[3].legend(frameon=False)
+    axes[3].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
